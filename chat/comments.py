@@ -1,0 +1,391 @@
+"""Comments: post, hide, pin, announce, mute; pace rules; and the questions among them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from base64 import b32encode
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+from msgspec import UNSET
+
+from chat.messages import AnnouncementSet, Badge, CommentPosted, encoded
+from chat.text import bounded, clean
+from membership.actor import Actor, Permission, ShowId
+from membership.audience import ShowAudiences
+from membership.behaviour import encode, record_of
+from membership.refusal import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthenticated
+from membership.script import Script, ScriptLoader, json_arg
+
+TEXT_MAX = 200  # code points of a comment and of an announcement
+NAME_MAX = 24
+PACE_BURST, PACE_WINDOW_MS, PACE_PAUSE_MS = 3, 2_000, 10_000
+MUTE_MIN_S, MUTE_MAX_S = 10, 7 * 86_400
+_PUBLIC_ID = re.compile(r"^[a-z2-7]{12}$")
+
+
+class NotLive(Refusal):
+    """The show is not open for this now."""
+
+    code = "not_live"
+
+
+class Muted(Refusal):
+    """You may not comment for now."""
+
+    code = "muted"
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """What the author is told: the comment's number and time."""
+
+    seq: int
+    at: int
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How many comments the last minute and the whole show have had."""
+
+    minute: int
+    total: int
+
+
+def public_id(show: ShowId, person: str) -> str:
+    """Who a viewer is to others in one show: 60 bits of a hash; two shows give one person two ids."""
+    digest = hashlib.blake2b(f"{show}\n{person}".encode(), digest_size=8, person=b"viewer").digest()
+    return b32encode(digest).decode().lower()[:12]
+
+
+def shown_name(show: ShowId, actor: Actor) -> str:
+    """The name others see: the actor's own, cut to 24 characters, else one made for a guest."""
+    name = clean(actor.name)[:NAME_MAX].strip()
+    if name:
+        return name
+    if actor.kind == "staff":
+        return "主播"
+    number = int.from_bytes(hashlib.blake2b(f"{show}\n{actor.id}".encode(), digest_size=4).digest(), "big")
+    return f"{'会员' if actor.facts.registered else '访客'}{number % 10_000:04d}"
+
+
+def badge_of(actor: Actor) -> Badge:
+    if actor.kind == "staff":
+        return "host"
+    if actor.facts.plans:
+        return "plan"
+    return "" if actor.facts.registered else "guest"
+
+
+def need(actor: Actor, *permissions: Permission) -> None:
+    """Refuse an actor who has none of the permissions. Raises Forbidden."""
+    if not any(actor.may(permission) for permission in permissions):
+        raise Forbidden
+
+
+def digest_of(*parts: object) -> str:
+    """What a key stands for: the same key with another digest is refused."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+
+
+def answer_of(answer: Any) -> bytes:
+    """The recorded reply: a script's second answer to one key comes marked as such."""
+    return cast(bytes, answer[0] if isinstance(answer, list) else answer)
+
+
+class Comments:
+    """What viewers say in a show, and what staff do about it."""
+
+    def __init__(
+        self,
+        scripts: ScriptLoader,
+        audiences: ShowAudiences,
+        *,
+        pace_burst: int = PACE_BURST,
+        pace_window_ms: int = PACE_WINDOW_MS,
+        pace_pause_ms: int = PACE_PAUSE_MS,
+    ) -> None:
+        self._audiences = audiences
+        self._pace: tuple[int, int, int] = (pace_burst, pace_window_ms, pace_pause_ms)
+        self._post = scripts.load("chat", "post_comment")
+        self._hide = scripts.load("chat", "hide_comment")
+        self._pin = scripts.load("chat", "pin_comment")
+        self._unpin = scripts.load("chat", "unpin_comment")
+        self._announce = scripts.load("chat", "set_announcement")
+        self._mute = scripts.load("chat", "mute_viewer")
+        self._read_mute = scripts.load("chat", "read_mute")
+        self._read_pace = scripts.load("chat", "read_pace")
+        self._rebuild = scripts.load("chat", "rebuild_talk")
+
+    async def post(
+        self, actor: Actor, show: ShowId, text: str, key: str | None = None, reply_to: int | None = None
+    ) -> Posted:
+        """Say one line. A repeat of `key` is answered from its record and posts nothing.
+
+        Raises BadRequest, Unauthenticated (a guest where guests do not speak), NotLive, Muted and
+        RateLimited (both with retry_ms), NotFound (the comment answered), Forbidden, KeyReused.
+        """
+        if actor.kind not in ("viewer", "staff"):
+            raise Forbidden
+        if actor.kind == "staff":
+            need(actor, "show.run", "chat.moderate")
+        elif reply_to is not None:
+            raise Forbidden("Only staff reply to a comment.")
+        line = bounded(text, TEXT_MAX, "A comment")
+        if reply_to is not None and reply_to < 1:
+            raise NotFound
+        who = public_id(show, actor.id)
+        kind = "staff" if actor.kind == "staff" else "member" if actor.facts.registered else "guest"
+        event = CommentPosted(
+            text=line,
+            name=shown_name(show, actor),
+            viewer=who,
+            badge=badge_of(actor),
+            reply_to=UNSET if reply_to is None else reply_to,
+        )
+        record = record_of(actor, "comment", "show", value=1, text=line)
+        try:
+            answer = await self._post(
+                show,
+                ["mutes", "hidden", "pace", f"recent:{actor.id}", f"paused:{actor.id}"],
+                [
+                    actor.id,
+                    key or "",
+                    digest_of("comment.post", line, reply_to),
+                    who,
+                    kind,
+                    encoded(event),
+                    "" if reply_to is None else str(reply_to),
+                    encode(record),
+                    *self._pace,
+                ],
+            )
+        except RateLimited as refusal:
+            seconds = -(-(refusal.retry_ms or 0) // 1000)
+            raise RateLimited(
+                f"Too fast: at most {self._pace[0]} comments in {self._pace[1] / 1000:g} s. "
+                f"You can comment again in {seconds} s.",
+                retry_ms=refusal.retry_ms,
+            ) from None
+        except Refusal as refusal:
+            raise _named(refusal) from None
+        return msgspec.json.decode(answer_of(answer), type=Posted)
+
+    async def hide(self, actor: Actor, show: ShowId, seq: int) -> bool:
+        """Take a comment from view, for everyone and for good. False when it was hidden before."""
+        need(actor, "chat.moderate")
+        return await self._on_comment(self._hide, show, seq)
+
+    async def pin(self, actor: Actor, show: ShowId, seq: int) -> bool:
+        """Hold a comment in view, in place of the one before. False when it is pinned already."""
+        need(actor, "chat.moderate")
+        return await self._on_comment(self._pin, show, seq)
+
+    async def unpin(self, actor: Actor, show: ShowId) -> bool:
+        """Let the pinned comment go. False when none was pinned."""
+        need(actor, "chat.moderate")
+        return bool(await self._unpin(show, ["pinned"], []))
+
+    async def announce(self, actor: Actor, show: ShowId, text: str | None) -> None:
+        """Set the announcement bar; None clears it. Raises BadRequest, NotLive (the show has ended)."""
+        need(actor, "show.run")
+        line = None if text is None else bounded(text, TEXT_MAX, "An announcement")
+        data = {} if line is None else {"text": line}
+        try:
+            await self._announce(show, [], [json_arg(data), encoded(AnnouncementSet(text=line))])
+        except Refusal as refusal:
+            raise _named(refusal) from None
+
+    async def mute(self, actor: Actor, show: ShowId, viewer: str, seconds: int) -> int:
+        """Keep a viewer (by public id) from commenting. Returns until when, in ms."""
+        need(actor, "chat.moderate")
+        if not MUTE_MIN_S <= seconds <= MUTE_MAX_S:
+            raise BadRequest(f"A mute lasts {MUTE_MIN_S} to {MUTE_MAX_S} seconds.")
+        return await self._set_mute(actor, show, viewer, seconds * 1000)
+
+    async def unmute(self, actor: Actor, show: ShowId, viewer: str) -> None:
+        """Let a muted viewer comment again; nothing happens when they may."""
+        need(actor, "chat.moderate")
+        await self._set_mute(actor, show, viewer, 0)
+
+    async def muted_until(self, show: ShowId, viewer: str) -> int | None:
+        """Until when a viewer (by public id) is muted, in ms; None when they may comment."""
+        until = int(await self._read_mute(show, ["mutes"], [viewer]))
+        return until or None
+
+    async def pace(self, show: ShowId) -> Pace:
+        """How many comments the last minute and the whole show have had."""
+        minute, total = await self._read_pace(show, ["pace"], [])
+        return Pace(minute=int(minute), total=int(total))
+
+    async def rebuild(self, show: ShowId, events: Iterable[Mapping[str, Any]]) -> None:
+        """Fill a reborn show with what the recorded `events`, in order, left pinned, announced and muted."""
+        pinned: dict[str, object] = {}
+        announced: dict[str, object] = {}
+        mutes: dict[str, int] = {}
+        pinned_seq: int | None = None
+        for event in events:
+            match event.get("type"):
+                case "comment.pinned":
+                    pinned_seq = event["comment"]
+                    words = {part: event[part] for part in ("text", "name", "badge")}
+                    pinned = {"comment": {"seq": 0, **words}}
+                case "comment.unpinned":
+                    pinned, pinned_seq = {}, None
+                case "comment.hidden" if event["comment"] == pinned_seq:
+                    pinned, pinned_seq = {}, None
+                case "announcement.set":
+                    announced = {"text": event["text"]} if event["text"] else {}
+                case "viewer.muted":
+                    mutes[event["viewer"]] = event["until"]
+                case "viewer.unmuted":
+                    mutes.pop(event["viewer"], None)
+        pairs = [part for viewer, until in mutes.items() for part in (viewer, until)]
+        await self._rebuild(
+            show, ["mutes", "pinned", "hidden"], [json_arg(pinned), json_arg(announced), *pairs]
+        )
+
+    async def _on_comment(self, script: Script, show: ShowId, seq: int) -> bool:
+        if seq < 1:
+            raise NotFound
+        try:
+            return bool(await script(show, ["hidden", "pinned"], [str(seq)]))
+        except Refusal as refusal:
+            raise _named(refusal) from None
+
+    async def _set_mute(self, actor: Actor, show: ShowId, viewer: str, length_ms: int) -> int:
+        if not _PUBLIC_ID.match(viewer):
+            raise NotFound("There is no such viewer here.")
+        by = json_arg(shown_name(show, actor))
+        return int(await self._mute(show, ["mutes"], [viewer, length_ms, by]))
+
+
+def _named(refusal: Refusal) -> Refusal:
+    """The refusal of the script's word, in its own class and words."""
+    kind = {"not_live": NotLive, "muted": Muted, "not_found": NotFound, "unauthenticated": Unauthenticated}
+    if refusal.word in kind:
+        return kind[refusal.word](retry_ms=refusal.retry_ms)
+    return refusal
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One thing that was asked: in the words most used, and by how many people."""
+
+    text: str
+    askers: int
+    times: int
+    alike: tuple[str, ...] = ()  # other wordings, most used first, at most five
+
+
+_LINK = re.compile(r"https?://\S+|www\.\S+")  # its question mark asks nothing
+_ASKING = re.compile(
+    r"[?？]|[吗嘛么]\W*$|怎么|怎样|咋|什么|啥|多少|多久|多大|多重|几[个天号点斤袋款年月次种钱折]|哪[个款里儿些种天]"
+    r"|能不能|可不可以|可以不|有没有|有木有|是不是|会不会|要不要|好不好|行不行|为什么|为啥|如何|何时|请问|求问|想问"
+)
+_ASKING_ENGLISH = re.compile(
+    r"^(how|what|when|where|who|why|which|can|could|does|do|is|are|will|would|should|any)\b", re.IGNORECASE
+)
+_NO_QUESTION = re.compile(r"没什么|不怎么|什么的$|没啥")
+# What kind of answer is asked for; questions of two kinds are never alike. The first that fits counts.
+_KINDS = (
+    ("price", re.compile(r"多少钱|什么价|啥价|价格|怎么卖|几块|几元|how much|price", re.IGNORECASE)),
+    ("when", re.compile(r"什么时候|啥时候|何时|几天|几点|多久|多长时间|when|how long", re.IGNORECASE)),
+    ("why", re.compile(r"为什么|为啥|why", re.IGNORECASE)),
+    ("where", re.compile(r"哪里|哪儿|在哪|where", re.IGNORECASE)),
+    ("how", re.compile(r"怎么样?|怎样|如何|咋|how", re.IGNORECASE)),
+    ("amount", re.compile(r"多少|多大|多重|几[个斤袋款年月次种]", re.IGNORECASE)),
+    ("what", re.compile(r"什么|啥|哪[个款些种]|what|which", re.IGNORECASE)),
+)
+# Words that carry no matter of their own: without them two wordings of one question look alike.
+_FILLERS = re.compile(
+    r"请问|求问|想问|问一下|一下|主播|老板|老师|客服|亲|你们|我们|这个|那个|这款|那款|一共|到底|可不可以|可以|能不能"
+    r"|有没有|是不是|会不会|[啊呀呢吗嘛么吧哦噢哈的了是有就都也还我你能会]"
+)
+_ALIKE = 0.5  # twice the common pairs over all pairs of both
+_DISTINCT_MAX = 2_000  # different wordings compared; the rarer ones are left out
+
+
+def is_question(text: str) -> bool:
+    """Whether a comment asks something: a question mark, or a word that asks, outside of links."""
+    plain = _LINK.sub("", text).strip()
+    if not plain:
+        return False
+    if _ASKING_ENGLISH.match(plain):
+        return True
+    return bool(_ASKING.search(_NO_QUESTION.sub("", plain)))
+
+
+class _Matter(msgspec.Struct, frozen=True):
+    """What a wording asks: the kind of answer, the names it names, and its letter pairs."""
+
+    kind: str
+    names: frozenset[str]
+    pairs: frozenset[str]
+
+    def alike(self, other: _Matter) -> bool:
+        if self.kind != other.kind or self.names != other.names:
+            return False
+        if self.pairs == other.pairs:
+            return True
+        return 2 * len(self.pairs & other.pairs) >= _ALIKE * (len(self.pairs) + len(other.pairs))
+
+
+def _matter(text: str, names: Sequence[str]) -> _Matter:
+    plain = _LINK.sub(" ", unicodedata.normalize("NFKC", text).lower())
+    named = frozenset(name for name in names if name in plain)
+    for name in named:
+        plain = plain.replace(name, " ")
+    kind = ""
+    for word, pattern in _KINDS:
+        if pattern.search(plain):
+            kind, plain = word, pattern.sub(" ", plain)
+            break
+    letters = "".join(char if char.isalnum() else " " for char in _FILLERS.sub(" ", plain))
+    pairs: set[str] = set()
+    for run in letters.split():
+        if run.isascii():
+            pairs.add(run)
+        else:
+            pairs.update(run[index : index + 2] for index in range(max(1, len(run) - 1)))
+    return _Matter(kind, named, frozenset(pairs))
+
+
+def top_questions(
+    said: Sequence[tuple[str, str]], limit: int = 5, names: Sequence[str] = ()
+) -> list[Question]:
+    """The questions among (person, text), the most asked first.
+
+    Same wordings are counted together. Then, from the most used down, a wording joins the first group whose
+    head asks for the same kind of answer (price, time, way …), names the same `names` (products), and
+    shares at least half of its letter pairs; else it heads a group. A group counts each person once.
+    """
+    askers: dict[str, set[str]] = {}
+    times: Counter[str] = Counter()
+    for person, text in said:
+        if is_question(text):
+            askers.setdefault(text, set()).add(person)
+            times[text] += 1
+    known = [name.lower() for name in names if name]
+    wordings = sorted(askers, key=lambda text: (-len(askers[text]), len(text), text))[:_DISTINCT_MAX]
+    groups: list[tuple[_Matter, list[str]]] = []
+    for text in wordings:
+        matter = _matter(text, known)
+        for head, members in groups:
+            if head.alike(matter):
+                members.append(text)
+                break
+        else:
+            groups.append((matter, [text]))
+    found = [
+        Question(
+            text=members[0],
+            askers=len(set[str]().union(*(askers[text] for text in members))),
+            times=sum(times[text] for text in members),
+            alike=tuple(members[1:6]),
+        )
+        for _, members in groups
+    ]
+    return sorted(found, key=lambda question: (-question.askers, -question.times, question.text))[:limit]

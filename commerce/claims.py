@@ -1,0 +1,447 @@
+"""Claims of a benefit that needs no payment: first come, first served, in order of arrival at Redis.
+
+One script call decides up to 500. The winners' rows are written in one statement before anybody is told;
+then a second, idempotent script counts and announces them. What a crash leaves between the two is settled in
+favour of PostgreSQL: by the same person's repeat, or by `settle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar
+
+from msgspec import Struct
+from psycopg import Error as SqlError
+
+from commerce.benefits import (
+    KEPT_MAX,
+    Announcer,
+    Benefit,
+    FixedTerms,
+    NotLive,
+    Told,
+    Transactions,
+    benefit_keys,
+    claim_digest,
+    claim_record,
+    nickname_of,
+    read_terms,
+    shown_name,
+)
+from commerce.seats import NotEligible
+from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
+from membership.notices import Notices
+from membership.refusal import (
+    BadRequest,
+    Forbidden,
+    KeyReused,
+    Refusal,
+    Unauthenticated,
+    Unavailable,
+)
+from membership.script import Arg, Script, ScriptLoader
+from membership.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX = 500  # claims in one script call: about 4 ms of the store's one thread
+WAITING_MAX = 50_000  # claims gathered for one benefit; above, come back later
+SPENT_S = 0.25  # a spent quota is answered from memory so long: then a raised one is noticed
+SETTLE_AFTER_MS = 2_000  # a decision this old without a row lost its process
+
+
+class Won(Struct, frozen=True):
+    """The claim is committed. With per_person > 1, `nth` counts the person's claims."""
+
+    rank: int
+    of: int
+    nth: int = 1
+
+
+class SoldOut(Refusal):
+    """None left."""
+
+    code = "sold_out"
+
+
+class AlreadyClaimed(Refusal):
+    """You have this benefit already."""
+
+    code = "already_claimed"
+
+
+class Closed(Refusal):
+    """The benefit is closed."""
+
+    code = "closed"
+
+
+class Paused(Refusal):
+    """The benefit is paused."""
+
+    code = "paused"
+
+
+_WORDS: dict[str, type[Refusal]] = {
+    "sold_out": SoldOut,
+    "closed": Closed,
+    "paused": Paused,
+    "not_live": NotLive,
+    "key_reused": KeyReused,
+}
+
+
+class _Answer(Struct, frozen=True):
+    """One answer of the deciding script; with a key, its row is to be written."""
+
+    word: str
+    rank: int = 0
+    nth: int = 0
+    key: str | None = None
+
+    @classmethod
+    def read(cls, answer: bytes) -> _Answer:
+        word, *rest = answer.decode().split(" ", 3)
+        if not rest:
+            return cls(word)
+        return cls(word, int(rest[0]), int(rest[1]), rest[2] if len(rest) > 2 else None)
+
+
+class _Decided(Struct, frozen=True):
+    """A rank that Redis gave; its row may not be written yet."""
+
+    member: MemberId
+    rank: int
+    nth: int
+    key: str
+    name: str
+    record: bytes
+
+
+class _Written(Struct, frozen=True):
+    """What the tables say after the attempt to write."""
+
+    ranks: dict[tuple[MemberId, int], int]  # (member, nth) -> rank
+    returned: set[tuple[MemberId, int]]  # not taken: the same person has it under another id
+
+
+class _Spent(Struct):
+    """A quota known to be spent: until when it is believed, and who holds of it."""
+
+    stamp: str
+    holders: frozenset[str]
+    until: float
+
+
+class Claims:
+    def __init__(self, scripts: ScriptLoader, notices: Notices, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._announcer = Announcer(scripts, notices)
+        self._decide: Script = scripts.load("commerce", "claim_benefit")
+        self._return: Script = scripts.load("commerce", "return_claims")
+        self._sweep: Script = scripts.load("commerce", "sweep_seats")
+        self._fixed = FixedTerms(transactions)
+        self._spent: dict[BenefitId, _Spent] = {}
+
+    async def claim_many(
+        self, show: ShowId, benefit: BenefitId, claims: Sequence[tuple[Actor, str]]
+    ) -> list[Won | Refusal]:
+        """Decide claims (actor, key) in their order; the answers in the same order, winners committed.
+
+        Answers: Won, or Unauthenticated, Forbidden, BadRequest, NotFound, NotEligible, SoldOut,
+        AlreadyClaimed (with rank), Closed, Paused, NotLive, KeyReused, Unavailable (nothing is lost: the
+        same key again completes it).
+        """
+        if len(claims) > BATCH_MAX:
+            raise ValueError(f"at most {BATCH_MAX} claims a call")
+        try:
+            terms = await self._fixed.get(show, benefit)
+        except Refusal as refusal:
+            return [refusal for _ in claims]
+        answers: list[Won | Refusal | None] = []
+        asked: list[int] = []
+        for place, (actor, key) in enumerate(claims):
+            early = self._at_the_door(terms, actor, key)
+            answers.append(early)
+            if early is None:
+                asked.append(place)
+        if asked:
+            decided = await self._ask(terms, [claims[place] for place in asked])
+            for place, answer in zip(asked, decided, strict=True):
+                answers[place] = answer
+        return [answer for answer in answers if answer is not None]
+
+    async def settle(self, t: Transaction, show: ShowId) -> int:
+        """Write decisions whose process died before their row, and tell of rows never told. Returns how many.
+
+        Idempotent; each second or so while a benefit of the show is tended.
+        """
+        found = await t.conn.execute(
+            """
+            SELECT id FROM benefits b WHERE show_id = %s AND needs = 'nothing' AND (
+                status <> 'closed' OR closed_at > now() - interval '1 hour'
+                OR EXISTS (SELECT 1 FROM benefit_claims c
+                           WHERE c.benefit_id = b.id AND c.announced_at IS NULL))
+            ORDER BY id
+            """,
+            [show],
+        )
+        settled = 0
+        for row in await found.fetchall():
+            terms = await read_terms(t.conn, BenefitId(str(row["id"])))
+            settled += await self._settle_one(t, terms)
+        return settled
+
+    # --- parts ---
+
+    def _at_the_door(self, terms: Benefit, actor: Actor, key: str) -> Refusal | None:
+        """What needs no race, and the memory of a spent quota. Who may not have it learns nothing of it."""
+        if actor.kind != "viewer":
+            return Forbidden("A benefit is claimed by a viewer.")
+        if actor.member is None:
+            return Unauthenticated()
+        if not terms.audience.has(actor.facts):
+            return NotEligible()
+        if terms.needs != "nothing":
+            return NotEligible("This benefit comes with joining.")
+        if not 1 <= len(key) <= 64:
+            return BadRequest("A claim needs a key of 1 to 64 characters.")
+        if not _is_id(actor.member):
+            return Unauthenticated()
+        spent = self._spent.get(terms.id)
+        if spent is not None and time.monotonic() < spent.until and actor.member not in spent.holders:
+            return SoldOut()
+        return None
+
+    async def _ask(self, terms: Benefit, claims: Sequence[tuple[Actor, str]]) -> list[Won | Refusal]:
+        spent = self._spent.get(terms.id)
+        args: list[Arg] = [terms.id, claim_digest(terms.id), spent.stamp if spent else ""]
+        members = [MemberId(actor.member or "") for actor, _ in claims]
+        for member, (_, key) in zip(members, claims, strict=True):
+            args += [member, key]
+        try:
+            generation, quota, stamp, holders, words = await self._decide(
+                terms.show, benefit_keys(terms.id), args
+            )
+        except Refusal as refusal:
+            return [refusal for _ in claims]
+        self._note_spent(terms.id, stamp.decode(), holders)
+
+        found = [_Answer.read(word) for word in words]
+        decided = {
+            (member, answer.nth): _Decided(
+                member,
+                answer.rank,
+                answer.nth,
+                answer.key,
+                shown_name(actor.name),
+                claim_record(terms.id, member),
+            )
+            for (actor, _), member, answer in zip(claims, members, found, strict=True)
+            if answer.key is not None
+        }
+        written = _Written({}, set())
+        if decided:
+            try:
+                written = await self._write_and_tell(terms, int(generation), list(decided.values()))
+            except (SqlError, Unavailable):
+                pass  # the ranks stay decided: a repeat or `settle` completes them
+
+        told: list[Won | Refusal] = []
+        for member, answer in zip(members, found, strict=True):
+            place = (member, answer.nth)
+            rank = answer.rank if answer.key is None else written.ranks.get(place, 0)
+            if answer.word not in ("won", "already"):
+                told.append(_WORDS[answer.word]())
+            elif place in written.returned:
+                told.append(AlreadyClaimed())
+            elif not rank:
+                told.append(Unavailable(retry_ms=1000))
+            elif answer.word == "won" and rank == answer.rank:
+                told.append(Won(rank, quota, answer.nth))
+            else:
+                told.append(AlreadyClaimed(rank=rank))
+        return told
+
+    def _note_spent(self, benefit: BenefitId, stamp: str, holders: Sequence[bytes]) -> None:
+        """Holders only change with the stamp: a raised quota, a freed seat, another generation."""
+        if not stamp:
+            self._spent.pop(benefit, None)
+            return
+        known = self._spent.get(benefit)
+        if known is None or known.stamp != stamp:
+            if len(self._spent) >= KEPT_MAX:
+                self._spent.pop(next(iter(self._spent)))
+            known = _Spent(stamp, frozenset(holder.decode() for holder in holders), 0.0)
+            self._spent[benefit] = known
+        known.until = time.monotonic() + SPENT_S
+
+    async def _write_and_tell(self, terms: Benefit, generation: int, decided: Sequence[_Decided]) -> _Written:
+        async with self._transactions() as t:
+            return await self._write(t, terms, generation, decided)
+
+    async def _write(
+        self, t: Transaction, terms: Benefit, generation: int, decided: Sequence[_Decided]
+    ) -> _Written:
+        """All rows in one statement; then what the tables hold, whoever wrote it."""
+        await t.conn.execute(
+            """
+            WITH terms AS (
+                SELECT id, quota FROM benefits
+                WHERE id = %(benefit)s AND generation = %(generation)s FOR SHARE
+            ), wanted AS (
+                SELECT w.* FROM unnest(%(ids)s::uuid[], %(members)s::uuid[], %(nths)s::integer[],
+                    %(ranks)s::integer[], %(keys)s::text[]) AS w (id, member_id, nth, rank, key)
+                JOIN members m ON m.id = w.member_id
+            )
+            INSERT INTO benefit_claims (id, benefit_id, member_id, nth, rank, key)
+            SELECT w.id, t.id, w.member_id, w.nth, w.rank, w.key
+            FROM wanted w CROSS JOIN terms t
+            WHERE w.rank <= t.quota AND NOT EXISTS (
+                SELECT 1 FROM identifiers mine
+                JOIN identifiers theirs ON theirs.kind = mine.kind AND theirs.value = mine.value
+                    AND theirs.member_id <> mine.member_id
+                JOIN benefit_claims c ON c.member_id = theirs.member_id AND c.benefit_id = t.id
+                WHERE mine.member_id = w.member_id AND mine.kind = 'phone' AND mine.ended_at IS NULL
+                  AND theirs.started_at <= c.claimed_at
+                  AND (theirs.ended_at IS NULL OR theirs.ended_at > c.claimed_at))
+            ORDER BY w.rank
+            ON CONFLICT DO NOTHING
+            """,
+            {
+                "benefit": terms.id,
+                "generation": generation,
+                "ids": [new_id() for _ in decided],
+                "members": [one.member for one in decided],
+                "nths": [one.nth for one in decided],
+                "ranks": [one.rank for one in decided],
+                "keys": [one.key for one in decided],
+            },
+        )
+        found = await t.conn.execute(
+            """
+            SELECT member_id::text AS member, nth, rank FROM benefit_claims
+            WHERE benefit_id = %(benefit)s AND (member_id = ANY(%(members)s::uuid[]) OR rank = ANY(%(ranks)s))
+            """,
+            {
+                "benefit": terms.id,
+                "members": [one.member for one in decided],
+                "ranks": [one.rank for one in decided],
+            },
+        )
+        rows = await found.fetchall()
+        found = await t.conn.execute("SELECT generation, quota FROM benefits WHERE id = %s", [terms.id])
+        now = await found.fetchone()
+        assert now is not None
+        stale = now["generation"] != generation
+        ranks = {(MemberId(row["member"]), int(row["nth"])): int(row["rank"]) for row in rows}
+        taken = {int(row["rank"]) for row in rows}
+
+        tellable = [one for one in decided if ranks.get((one.member, one.nth)) == one.rank]
+        refused = [one for one in decided if ranks.get((one.member, one.nth)) != one.rank]
+        # The tables hold another rank for the person, or the rank for another person: they are right.
+        distrust = any(ranks.get((one.member, one.nth)) or one.rank in taken for one in refused)
+        returned = set() if stale else {(one.member, one.nth) for one in refused if not distrust}
+        if tellable:
+            told = [Told(one.member, one.rank, one.nth, one.name, one.record) for one in tellable]
+
+            async def tell() -> None:
+                await self._announcer.tell(terms, now["quota"], told)
+
+            t.after_commit(tell)
+        if refused and not stale:
+            args: list[Arg] = [terms.id, generation, "1" if distrust else ""]
+            for one in refused:
+                args += [one.member, one.rank, one.key]
+
+            async def give_back() -> None:
+                self._spent.pop(terms.id, None)
+                await self._return(terms.show, benefit_keys(terms.id), args)
+
+            t.after_commit(give_back)
+        return _Written(ranks, returned)
+
+    async def _settle_one(self, t: Transaction, terms: Benefit) -> int:
+        generation, _, _, _, _, settling = await self._sweep(
+            terms.show, benefit_keys(terms.id), [terms.id, 1, SETTLE_AFTER_MS]
+        )
+        if not generation:
+            return 0  # Benefits.agree builds the counters anew
+        decided = []
+        for rank, value in zip(settling[::2], settling[1::2], strict=True):
+            _, member_text, nth, key = value.decode().split("|", 3)
+            member = MemberId(member_text)
+            name = shown_name(await nickname_of(t.conn, member))
+            decided.append(_Decided(member, int(rank), int(nth), key, name, claim_record(terms.id, member)))
+        if decided:
+            await self._write(t, terms, int(generation), decided[:BATCH_MAX])
+        return len(decided) + await self._announcer.announce_left(t, terms)
+
+
+class TooManyWaiting(Refusal):
+    """Too many are asking at once. Try again in a moment."""
+
+    code: ClassVar[str] = "unavailable"
+
+
+class ClaimGatherer:
+    """Gathers a process's claims while one call for their benefit is in flight: few calls, order kept."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
+        self._waiting: dict[BenefitId, deque[tuple[Actor, str, asyncio.Future[Won | Refusal]]]] = {}
+        self._calls: dict[BenefitId, asyncio.Task[None]] = {}
+
+    async def claim(self, show: ShowId, benefit: BenefitId, actor: Actor, key: str) -> Won:
+        """One claim; raises the Refusal it was answered with."""
+        waiting = self._waiting.setdefault(benefit, deque())
+        if len(waiting) >= WAITING_MAX:
+            raise TooManyWaiting(retry_ms=500)
+        answer: asyncio.Future[Won | Refusal] = asyncio.get_running_loop().create_future()
+        waiting.append((actor, key, answer))
+        if benefit not in self._calls:
+            self._calls[benefit] = asyncio.create_task(self._call(show, benefit))
+        result = await answer
+        if isinstance(result, Refusal):
+            raise result
+        return result
+
+    async def close(self) -> None:
+        """Wait for the calls in flight."""
+        while self._calls:
+            await asyncio.gather(*self._calls.values(), return_exceptions=True)
+
+    async def _call(self, show: ShowId, benefit: BenefitId) -> None:
+        waiting = self._waiting[benefit]
+        batch: list[tuple[Actor, str, asyncio.Future[Won | Refusal]]] = []
+        try:
+            while waiting:
+                batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH_MAX))]
+                claims = [(actor, key) for actor, key, _ in batch]
+                try:
+                    answers = await self._claims.claim_many(show, benefit, claims)
+                except Exception:
+                    log.exception("claims of %s failed", benefit)
+                    answers = [Unavailable(retry_ms=1000) for _ in batch]
+                for (_, _, answer), result in zip(batch, answers, strict=True):
+                    if not answer.done():
+                        answer.set_result(result)
+        finally:  # also when this process is told to stop
+            for _, _, answer in (*batch, *waiting):
+                if not answer.done():
+                    answer.set_result(Unavailable(retry_ms=1000))
+            del self._calls[benefit]
+            del self._waiting[benefit]
+
+
+def _is_id(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True

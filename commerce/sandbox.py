@@ -1,0 +1,181 @@
+"""The sandbox payment provider as a shop sees it: an HTTP client behind the PaymentProvider port.
+
+The provider itself is an app of its own (`live/sandbox/`), in this process or another. Both sides share one
+secret: requests carry an HMAC, webhooks are signed as Standard Webhooks.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ssl
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import httpx2
+import msgspec
+from msgspec import Struct
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from commerce.payments import FoundPayment, PaymentPage, PaymentRequest
+from membership.refusal import BadRequest, Refusal, Unavailable
+
+CALL_S = 5.0  # a provider that takes longer is asked again by the job
+CLOCK_S = 300  # how far the two clocks may differ
+
+
+class BadSignature(Refusal):
+    """The signature does not fit the body."""
+
+    code = "bad_signature"
+
+
+class PaidData(Struct, frozen=True, kw_only=True):
+    """What a payment.succeeded webhook and a paid query say."""
+
+    ref: str
+    order: str
+    amount_fen: int
+    payer: str
+    paid_at: datetime
+
+
+class PaidWebhook(Struct, frozen=True, kw_only=True):
+    type: str
+    timestamp: datetime
+    data: PaidData
+
+
+def request_key(secret: str) -> bytes:
+    """The key of the request HMAC; never the shared secret itself."""
+    return hmac.digest(secret.encode(), b"companion sandbox requests", "sha256")
+
+
+def webhook_secret(secret: str) -> str:
+    """The Standard Webhooks secret, in its usual form."""
+    key = hmac.digest(secret.encode(), b"companion sandbox webhooks", "sha256")
+    return "whsec_" + base64.b64encode(key).decode()
+
+
+def sign_request(key: bytes, method: str, path: str, moment: int, body: bytes) -> str:
+    """Over method, path below the provider's root, time and the body's digest."""
+    digest = hashlib.sha256(body).hexdigest()
+    return hmac.new(key, f"{method}\n{path}\n{moment}\n{digest}".encode(), hashlib.sha256).hexdigest()
+
+
+class SandboxProvider:
+    """Speaks to the sandbox over HTTP. Holds no connection between calls.
+
+    `base_url` is where the sandbox answers (the mount of this very service unless told otherwise).
+    """
+
+    name = "sandbox"
+
+    def __init__(
+        self,
+        secret: str,
+        public_url: str,
+        *,
+        base_url: str | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._public_url = public_url.rstrip("/")
+        self._base_url = (base_url or f"{self._public_url}/sandbox").rstrip("/")
+        self._key = request_key(secret)
+        self._webhook = Webhook(webhook_secret(secret))
+        self._transport = transport
+        # Made once: loading the system's certificates takes longer than a call.
+        self._tls = ssl.create_default_context() if self._base_url.startswith("https:") else False
+
+    async def create(self, request: PaymentRequest) -> PaymentPage:
+        """A page for this order and amount; the same again is the same page."""
+        back = (
+            f"/s/{request.show}?order={request.order}"
+            if request.show
+            else f"/me/orders?order={request.order}"
+        )
+        answer = await self._call(
+            "POST",
+            "/payments",
+            {
+                "order": request.order,
+                "amount_fen": request.amount_fen,
+                "currency": request.currency,
+                "description": request.description,
+                "return_url": self._public_url + back,
+                "notify_url": f"{self._public_url}/v1/payments/sandbox/webhook",
+                "payer_hint": "payer-" + hashlib.sha256(request.member.encode()).hexdigest()[:10],
+                "hold_until": request.hold_until,
+            },
+        )
+        return PaymentPage(ref=str(answer["ref"]), url=f"{self._base_url}/pay/{answer['ref']}")
+
+    async def query(self, ref: str) -> FoundPayment | None:
+        """The payment when it was paid."""
+        answer = await self._call("GET", f"/payments/{ref}", None, missing={})
+        if answer.get("status") != "paid":
+            return None
+        return _found(msgspec.convert(answer, PaidData))
+
+    async def give_back(self, ref: str, amount_fen: int, key: str) -> str:
+        """Send money back, once a key."""
+        answer = await self._call("POST", f"/payments/{ref}/returns", {"amount_fen": amount_fen, "key": key})
+        return str(answer["ref"])
+
+    def read_webhook(self, headers: Mapping[str, str], body: bytes) -> FoundPayment | None:
+        """Verify and read a webhook; None for a type that is none of our business.
+
+        Raises BadSignature, BadRequest.
+        """
+        try:
+            self._webhook.verify(body, dict(headers.items()), json_parse=False)
+        except (WebhookVerificationError, ValueError, TypeError):  # malformed headers raise the plain ones
+            raise BadSignature from None
+        try:
+            read = msgspec.json.decode(body)
+            if not isinstance(read, dict) or read.get("type") != "payment.succeeded":
+                return None
+            return _found(msgspec.convert(read, PaidWebhook).data)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise BadRequest(f"the webhook cannot be read: {error}") from None
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        content: dict[str, Any] | None,
+        *,
+        missing: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        body = b"" if content is None else msgspec.json.encode(content)
+        moment = int(time.time())
+        headers = {
+            "content-type": "application/json",
+            "x-sandbox-time": str(moment),
+            "x-sandbox-signature": sign_request(self._key, method, path, moment, body),
+        }
+        try:
+            async with httpx2.AsyncClient(
+                transport=self._transport, timeout=CALL_S, verify=self._tls, trust_env=False
+            ) as client:
+                answer = await client.request(method, self._base_url + path, content=body, headers=headers)
+        except httpx2.HTTPError as error:
+            raise Unavailable(f"sandbox: {type(error).__name__}", retry_ms=2000) from error
+        if answer.status_code == 404 and missing is not None:
+            return missing
+        if answer.status_code >= 400:
+            raise Unavailable(f"sandbox: {answer.status_code}", retry_ms=2000)
+        try:
+            read = msgspec.json.decode(answer.content, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise Unavailable("sandbox: an answer that cannot be read", retry_ms=2000) from error
+        return read
+
+
+def _found(data: PaidData) -> FoundPayment:
+    return FoundPayment(
+        ref=data.ref, order=data.order, amount_fen=data.amount_fen, payer=data.payer, paid_at=data.paid_at
+    )

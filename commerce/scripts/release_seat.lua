@@ -1,0 +1,23 @@
+-- include: commerce/seats
+-- Gives an unpaid seat back; it goes to the queue's head.
+--
+-- KEYS  as in seats.lua
+-- ARGV  1 id · 2 member
+--       3 'release' (the order ended: the person has had the seat) or 'undo' (the hold's own transaction rolled back)
+-- Returns {'ok', 1 given back | 0 held none}
+-- All or none. A seat whose payment is being recorded is left alone.
+local gone = benefit_guard() if gone then return gone end
+local member = ARGV[2]
+local had = redis.call('ZREM', HELD, member)
+if had == 1 then
+  redis.call('HINCRBY', B, 'freed', 1)
+  if ARGV[3] == 'undo' then
+    redis.call('SREM', HAD, member)
+    tell(member, 'left')
+  else
+    tell(member, 'released')
+  end
+end
+sweep()
+show_counts()
+return {'ok', had}

@@ -1,0 +1,543 @@
+"""Seats of a benefit for joining: held while one pays, settled with the payment, passed on to the queue.
+
+Starting the payment takes a seat for five minutes, once per person and benefit, never renewed; at every
+instant held + confirmed <= N. Redis decides the seats. The rank is given in PostgreSQL, inside the
+transaction that records the verified payment and under the show's lock, so ranks are in commit order;
+everybody is told after the commit.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from commerce.benefits import (
+    TEND_AFTER_CLOSE_S,
+    Announcer,
+    Benefit,
+    Claim,
+    FactsOf,
+    FixedTerms,
+    Told,
+    Transactions,
+    benefit_keys,
+    claim_of,
+    claim_record,
+    lock_show,
+    ms,
+    nickname_of,
+    read_terms,
+    shown_name,
+)
+from membership.actor import Actor, BenefitId, MemberId, PaymentId, ShowId, new_id
+from membership.notices import Notices
+from membership.refusal import Refusal, Unauthenticated, Unavailable
+from membership.script import Script, ScriptLoader
+from membership.transaction import Connection, Transaction
+
+QUEUE_MAX = 5_000  # longer is no promise any more
+OUTBOX_PAGE = 500  # changes of seats written at a time
+SETTLING_GRACE_MS = 5_000  # a payment's transaction is shorter; after that the tables are asked
+REFUND_H = 24  # late money without a gift: one tap gives it back
+
+MissedWhy = Literal["sold_out", "reserved_out", "closed", "already_claimed"]
+
+
+class SeatStatus(Struct, frozen=True, kw_only=True):
+    """How a member who starts to pay stands with the open benefit for joining.
+
+    `held`: a seat until `until` (ms). `settling`, `confirmed`: paid already. `lapsed`: had a seat before; one
+    that is still free when the money comes is given. `paused`, `reserved_out` (one may queue), `sold_out`:
+    none now.
+    """
+
+    benefit: BenefitId
+    status: Literal["held", "settling", "confirmed", "lapsed", "paused", "reserved_out", "sold_out"]
+    until: int | None = None
+
+
+class Queued(Struct, frozen=True, kw_only=True):
+    """A place in the queue with `ahead` before it, or a seat until `until` because one was free."""
+
+    benefit: BenefitId
+    status: Literal["queued", "held"]
+    ahead: int = 0
+    until: int | None = None
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What Redis decided for a verified payment. `had`: the person has had a seat."""
+
+    word: Literal["settling", "confirmed", "sold_out", "reserved_out", "closed"]
+    generation: int
+    had: bool
+
+
+class Missed(Struct, frozen=True, kw_only=True):
+    """The plan without the gift. `refund_until` (ms) is set for late money: a full refund by one tap."""
+
+    benefit: BenefitId
+    why: MissedWhy
+    refund_until: int | None = None
+
+
+class Swept(Struct, frozen=True):
+    lapsed: int = 0
+    served: int = 0
+
+
+class NotEligible(Refusal):
+    """This benefit is not for you."""
+
+    code = "not_eligible"
+
+
+class _Change(Struct):
+    """One change of one seat, as the scripts note it."""
+
+    v: int
+    member: MemberId
+    state: Literal["held", "served", "lapsed", "released", "left", "queued"]
+    until: str
+    place: str
+
+
+class Seats:
+    def __init__(
+        self, scripts: ScriptLoader, notices: Notices, facts_of: FactsOf, transactions: Transactions
+    ) -> None:
+        self._transactions = transactions
+        self._fixed = FixedTerms(transactions)
+        self._notices = notices
+        self._facts_of = facts_of
+        self._announcer = Announcer(scripts, notices)
+        self._hold: Script = scripts.load("commerce", "hold_seat")
+        self._release: Script = scripts.load("commerce", "release_seat")
+        self._settle: Script = scripts.load("commerce", "settle_seat")
+        self._unsettle: Script = scripts.load("commerce", "unsettle_seat")
+        self._queue: Script = scripts.load("commerce", "queue_seat")
+        self._sweep: Script = scripts.load("commerce", "sweep_seats")
+        self._drop: Script = scripts.load("commerce", "drop_changes")
+
+    # --- a member who pays ---
+
+    async def take(self, t: Transaction, actor: Actor, show: ShowId) -> SeatStatus | None:
+        """Take a seat for who starts the payment of a plan. None when no benefit for joining is open to them.
+
+        Who has a paid plan renews: none for them. A hold of this transaction goes back when it rolls back.
+        """
+        member = actor.member
+        if actor.kind != "viewer" or member is None or (actor.facts.plans and not actor.facts.on_trial):
+            return None
+        benefit = await self._open_benefit(t.conn, show)
+        if benefit is None or not benefit.audience.has(actor.facts):
+            return None
+        keys = benefit_keys(benefit.id)
+        word, until, change = await self._hold(show, keys, [benefit.id, member])
+        status = word.decode()
+        if status == "closed":
+            return None
+        if status == "held":
+
+            async def undo() -> None:
+                await self._release(show, keys, [benefit.id, member, "undo"])
+
+            t.on_rollback(undo)
+            await self._write(t.conn, benefit.id, [_Change(int(change), member, "held", until.decode(), "")])
+        return SeatStatus(
+            benefit=benefit.id,
+            status="held" if status == "holding" else status,
+            until=int(until) if until else None,
+        )
+
+    async def release(self, t: Transaction, show: ShowId, member: MemberId) -> None:
+        """The order ended unpaid: once that is committed its seat comes free, for the queue's head."""
+        benefits = await self._held_benefits(t.conn, show, member)
+        opened = await self._open_benefit(t.conn, show)  # served from the queue, its row not yet written
+        if opened is not None and opened.id not in {benefit.id for benefit in benefits}:
+            benefits.append(opened)
+        for benefit in benefits:
+            self._release_after(t, benefit, member)
+
+    async def confirm(
+        self, t: Transaction, show: ShowId, member: MemberId, payment: PaymentId, payer: str
+    ) -> Claim | None:
+        """Rank a first paid start of a plan whose verified payment this transaction records.
+
+        None: the plan without the gift (see `missed`), or no benefit. The same payment again gives the same
+        claim. Everybody is told after the commit. Raises Unavailable when the seats cannot be asked: record
+        it again later.
+        """
+        conn = t.conn
+        await lock_show(conn, show)
+        before = await self._claim_by_payment(conn, payment)
+        if before is not None:
+            return before
+        await conn.execute(
+            """
+            INSERT INTO show_joins (show_id, member_id, payment_id)
+            SELECT id, %s, %s FROM shows WHERE id = %s AND started_at IS NOT NULL AND ended_at IS NULL
+            ON CONFLICT (payment_id) DO NOTHING
+            """,
+            [member, payment, show],
+        )
+        benefits = await self._held_benefits(conn, show, member)
+        opened = await self._open_benefit(conn, show)
+        if (
+            opened is not None
+            and opened.id not in {benefit.id for benefit in benefits}
+            and opened.audience.has(await self._facts_of(conn, member))
+        ):
+            benefits.append(opened)
+        missed: tuple[Benefit, MissedWhy, bool] | None = None
+        for benefit in benefits:
+            if await self._claimed_as(conn, benefit.id, member, payer):
+                self._release_after(t, benefit, member)
+                missed = benefit, "already_claimed", False
+                continue
+            token = secrets.token_hex(8)
+            decision = await self.reserve_for_payment(benefit, member, token)
+            if decision.word == "settling":
+                self._unsettle_on_rollback(t, benefit, member, token)
+                return await self._rank(t, benefit, member, payment, decision.generation)
+            if decision.word == "confirmed":  # Redis knows a claim that the tables do not
+                raise Unavailable(retry_ms=2000)
+            missed = benefit, decision.word, decision.had
+        if missed is not None:
+            await self._miss(t, member, payment, *missed)
+        return None
+
+    async def reserve_for_payment(self, benefit: Benefit, member: MemberId, token: str) -> Decision:
+        """Keep the member's held seat, else a free one, while the payment is recorded."""
+        word, generation, had = await self._settle(
+            benefit.show, benefit_keys(benefit.id), [benefit.id, member, token]
+        )
+        return Decision(word=word.decode(), generation=int(generation), had=bool(had))
+
+    async def missed(self, conn: Connection, payment: PaymentId) -> Missed | None:
+        """Why this payment brought the plan without the gift; None when it missed nothing."""
+        found = await conn.execute(
+            "SELECT * FROM show_joins WHERE payment_id = %s AND missed IS NOT NULL", [payment]
+        )
+        row = await found.fetchone()
+        if row is None:
+            return None
+        return Missed(
+            benefit=BenefitId(str(row["missed"])),
+            why=row["missed_why"],
+            refund_until=ms(row["refund_until"]) if row["refund_until"] else None,
+        )
+
+    async def refund(
+        self, t: Transaction, payment: PaymentId, gift: Literal["recalled", "deducted"]
+    ) -> Claim | None:
+        """The plan's payment was refunded: the gift is recalled or its value deducted; no seat reopens."""
+        await t.conn.execute(
+            """
+            UPDATE show_joins SET refunded_at = coalesce(refunded_at, clock_timestamp())
+            WHERE payment_id = %s
+            """,
+            [payment],
+        )
+        await t.conn.execute(
+            """
+            UPDATE benefit_claims SET state = %s, settled_at = clock_timestamp()
+            WHERE payment_id = %s AND state = 'confirmed'
+            """,
+            [gift, payment],
+        )
+        return await self._claim_by_payment(t.conn, payment)
+
+    # --- the queue ---
+
+    async def queue(self, show: ShowId, benefit: BenefitId, actor: Actor) -> Queued:
+        """Stand in line for a seat that may come back; twice keeps the first place.
+
+        `sweep` serves the line in order and tells by notice. Raises Unauthenticated, NotFound, NotEligible;
+        sold_out, already_claimed, limit_reached, paused, closed.
+        """
+        terms, member = await self._queue_terms(show, benefit, actor)
+        word, value = await self._queue(show, benefit_keys(benefit), [benefit, member, "join", QUEUE_MAX])
+        if word == b"held":
+            return Queued(benefit=terms.id, status="held", until=int(value))
+        return Queued(benefit=terms.id, status="queued", ahead=int(value))
+
+    async def leave_queue(self, show: ShowId, benefit: BenefitId, actor: Actor) -> None:
+        """Step out of line; again changes nothing."""
+        _, member = await self._queue_terms(show, benefit, actor)
+        await self._queue(show, benefit_keys(benefit), [benefit, member, "leave", QUEUE_MAX])
+
+    # --- each second ---
+
+    async def sweep(self, show: ShowId) -> Swept:
+        """Take back lapsed seats, serve the queue in order; write, tell and settle what there is.
+
+        Each second, by any number of processes: one at a time works on a show, the others have nothing to do.
+        """
+        async with self._transactions() as t:
+            return await self._sweep_show(t, show)
+
+    async def _sweep_show(self, t: Transaction, show: ShowId) -> Swept:
+        found = await t.conn.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 8)) AS mine", [f"sweep:{show}"]
+        )
+        row = await found.fetchone()
+        if row is None or not row["mine"]:
+            return Swept()
+        found = await t.conn.execute(
+            """
+            SELECT id FROM benefits
+            WHERE show_id = %s AND needs = 'join'
+              AND (status <> 'closed' OR closed_at > now() - make_interval(secs => %s))
+            ORDER BY id
+            """,
+            [show, TEND_AFTER_CLOSE_S],
+        )
+        lapsed = served = 0
+        for row in await found.fetchall():
+            terms = await read_terms(t.conn, BenefitId(str(row["id"])))
+            swept = await self._sweep_one(t, terms)
+            lapsed += swept.lapsed
+            served += swept.served
+        return Swept(lapsed, served)
+
+    async def _sweep_one(self, t: Transaction, benefit: Benefit) -> Swept:
+        keys = benefit_keys(benefit.id)
+        generation, _, lapsed, served, outbox, settling = await self._sweep(
+            benefit.show, keys, [benefit.id, OUTBOX_PAGE, SETTLING_GRACE_MS]
+        )
+        if not generation:
+            return Swept()  # Benefits.agree builds the counters anew
+        changes = [msgspec.json.decode(text, type=_Change) for text in outbox]
+        if changes:
+            await self._write(t.conn, benefit.id, changes)
+
+            async def tell() -> None:
+                await self._notices.send_many(
+                    [
+                        (change.member, notice)
+                        for change in changes
+                        if (notice := _notice(benefit.id, change)) is not None
+                    ]
+                )
+                await self._drop(benefit.show, keys, [benefit.id, generation, changes[-1].v])
+
+            t.after_commit(tell)
+        if settling:
+            await self._settle_left(t, benefit, settling[::2])
+        await self._announcer.announce_left(t, benefit)
+        return Swept(lapsed, served)
+
+    async def _settle_left(self, t: Transaction, benefit: Benefit, members: Sequence[bytes]) -> None:
+        """Under the show's lock no payment is being recorded: what still settles has a row, or never will."""
+        await lock_show(t.conn, benefit.show)
+        asked = [MemberId(member.decode()) for member in members]
+        found = await t.conn.execute(
+            """
+            SELECT member_id::text AS member FROM benefit_claims
+            WHERE benefit_id = %s AND member_id = ANY(%s::uuid[])
+            """,
+            [benefit.id, asked],
+        )
+        recorded = {row["member"] for row in await found.fetchall()}
+        for member in asked:
+            if member not in recorded:
+                await self._unsettle(benefit.show, benefit_keys(benefit.id), [benefit.id, member, ""])
+
+    # --- parts ---
+
+    async def _rank(
+        self, t: Transaction, benefit: Benefit, member: MemberId, payment: PaymentId, generation: int
+    ) -> Claim | None:
+        conn = t.conn
+        found = await conn.execute(
+            "SELECT generation, quota FROM benefits WHERE id = %s FOR NO KEY UPDATE", [benefit.id]
+        )
+        now = await found.fetchone()
+        assert now is not None
+        if now["generation"] != generation:
+            raise Unavailable("The seats are being rebuilt.", retry_ms=2000)
+        found = await conn.execute(
+            "SELECT coalesce(max(rank), 0) + 1 AS rank FROM benefit_claims WHERE benefit_id = %s",
+            [benefit.id],
+        )
+        row = await found.fetchone()
+        assert row is not None
+        if row["rank"] > now["quota"]:  # Redis gave more than there is: the tables win
+            raise Unavailable("The seats are being rebuilt.", retry_ms=2000)
+        await conn.execute(
+            """
+            INSERT INTO benefit_claims (id, benefit_id, member_id, rank, payment_id)
+            VALUES (%s, %s, %s, %s, %s)
+            """,
+            [new_id(), benefit.id, member, row["rank"], payment],
+        )
+        await conn.execute(
+            """
+            INSERT INTO benefit_seats (benefit_id, member_id, state, version) VALUES (%s, %s, 'confirmed', 0)
+            ON CONFLICT (benefit_id, member_id) DO UPDATE SET state = 'confirmed'
+            """,
+            [benefit.id, member],
+        )
+        claim = await self._claim_by_payment(conn, payment)
+        assert claim is not None
+        name = shown_name(await nickname_of(conn, member))
+        terms = await read_terms(conn, benefit.id)
+        record = claim_record(benefit.id, member)
+
+        async def announce() -> None:
+            await self._announcer.tell(
+                terms, terms.quota, [Told(member, claim.rank, claim.nth, name, record)]
+            )
+
+        t.after_commit(announce)
+        return claim
+
+    async def _miss(
+        self,
+        t: Transaction,
+        member: MemberId,
+        payment: PaymentId,
+        benefit: Benefit,
+        why: MissedWhy,
+        late: bool,
+    ) -> None:
+        """The plan without the gift: kept, and told at once."""
+        found = await t.conn.execute(
+            """
+            UPDATE show_joins SET missed = %s, missed_why = %s,
+                refund_until = CASE WHEN %s THEN recorded_at + make_interval(hours => %s) END
+            WHERE payment_id = %s
+            RETURNING refund_until
+            """,
+            [benefit.id, why, late, REFUND_H, payment],
+        )
+        row = await found.fetchone()
+        until = ms(row["refund_until"]) if row and row["refund_until"] else None
+        notice: dict[str, object] = {
+            "type": "benefit.missed",
+            "benefit": benefit.id,
+            "why": why,
+            "refund_until": until,
+        }
+
+        async def tell() -> None:
+            await self._notices.send(member, notice)
+
+        t.after_commit(tell)
+
+    def _release_after(self, t: Transaction, benefit: Benefit, member: MemberId) -> None:
+        async def release() -> None:
+            await self._release(benefit.show, benefit_keys(benefit.id), [benefit.id, member, "release"])
+
+        t.after_commit(release)
+
+    def _unsettle_on_rollback(self, t: Transaction, benefit: Benefit, member: MemberId, token: str) -> None:
+        async def unsettle() -> None:
+            await self._unsettle(benefit.show, benefit_keys(benefit.id), [benefit.id, member, token])
+
+        t.on_rollback(unsettle)
+
+    async def _write(self, conn: Connection, benefit: BenefitId, changes: Sequence[_Change]) -> None:
+        """The last change of each seat; an older one never overwrites, nor anything a confirmed claim."""
+        by_member = {change.member: change for change in changes}
+        last = [by_member[member] for member in sorted(by_member)]
+        await conn.execute(
+            """
+            INSERT INTO benefit_seats (benefit_id, member_id, state, until, place, version)
+            SELECT %s, w.member, w.state, to_timestamp(nullif(w.until, '')::bigint / 1000.0),
+                nullif(w.place, '')::bigint, w.version
+            FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::bigint[])
+                AS w (member, state, until, place, version)
+            ON CONFLICT (benefit_id, member_id) DO UPDATE
+            SET state = excluded.state, until = coalesce(excluded.until, benefit_seats.until),
+                place = excluded.place, version = excluded.version
+            WHERE benefit_seats.version < excluded.version AND benefit_seats.state <> 'confirmed'
+            """,
+            [
+                benefit,
+                [change.member for change in last],
+                ["held" if change.state == "served" else change.state for change in last],
+                [change.until for change in last],
+                [change.place for change in last],
+                [change.v for change in last],
+            ],
+        )
+
+    async def _open_benefit(self, conn: Connection, show: ShowId) -> Benefit | None:
+        found = await conn.execute(
+            "SELECT id FROM benefits WHERE show_id = %s AND needs = 'join' AND status <> 'closed'", [show]
+        )
+        row = await found.fetchone()
+        return None if row is None else await read_terms(conn, BenefitId(str(row["id"])))
+
+    async def _held_benefits(self, conn: Connection, show: ShowId, member: MemberId) -> list[Benefit]:
+        """Where the member has or had a seat not given back: also in a benefit closed since. Newest first."""
+        found = await conn.execute(
+            """
+            SELECT b.id FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
+            WHERE s.member_id = %s AND s.state = 'held' AND b.show_id = %s
+            ORDER BY s.until DESC
+            """,
+            [member, show],
+        )
+        return [await read_terms(conn, BenefitId(str(row["id"]))) for row in await found.fetchall()]
+
+    async def _claimed_as(self, conn: Connection, benefit: BenefitId, member: MemberId, payer: str) -> bool:
+        """One person by member, by payer, and by the phone they had when they claimed."""
+        found = await conn.execute(
+            """
+            SELECT EXISTS (
+                SELECT 1 FROM benefit_claims c
+                LEFT JOIN payments p ON p.id = c.payment_id
+                WHERE c.benefit_id = %(benefit)s AND (
+                    c.member_id = %(member)s
+                    OR (%(payer)s <> '' AND p.payer = %(payer)s)
+                    OR EXISTS (
+                        SELECT 1 FROM identifiers mine
+                        JOIN identifiers theirs ON theirs.kind = mine.kind AND theirs.value = mine.value
+                        WHERE mine.member_id = %(member)s AND mine.kind = 'phone' AND mine.ended_at IS NULL
+                          AND theirs.member_id = c.member_id AND theirs.started_at <= c.claimed_at
+                          AND (theirs.ended_at IS NULL OR theirs.ended_at > c.claimed_at)
+                    )
+                )
+            ) AS claimed
+            """,
+            {"benefit": benefit, "member": member, "payer": payer},
+        )
+        row = await found.fetchone()
+        return row is not None and bool(row["claimed"])
+
+    async def _claim_by_payment(self, conn: Connection, payment: PaymentId) -> Claim | None:
+        found = await conn.execute(
+            """
+            SELECT c.*, b.show_id, b.title, b.what, b.value_fen, b.quota
+            FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id WHERE c.payment_id = %s
+            """,
+            [payment],
+        )
+        row = await found.fetchone()
+        return None if row is None else claim_of(row)
+
+    async def _queue_terms(self, show: ShowId, benefit: BenefitId, actor: Actor) -> tuple[Benefit, MemberId]:
+        if actor.kind != "viewer" or actor.member is None:
+            raise Unauthenticated
+        terms = await self._fixed.get(show, benefit)
+        paid = bool(actor.facts.plans) and not actor.facts.on_trial
+        if terms.needs != "join" or paid or not terms.audience.has(actor.facts):
+            raise NotEligible
+        return terms, actor.member
+
+
+def _notice(benefit: BenefitId, change: _Change) -> dict[str, object] | None:
+    """What the member is told; what the reply to their own act said already is not repeated."""
+    match change.state:
+        case "served":
+            return {"type": "seat.held", "benefit": benefit, "until": int(change.until)}
+        case "lapsed":
+            return {"type": "seat.lapsed", "benefit": benefit}
+    return None

@@ -1,0 +1,154 @@
+"""The only place where parts are built and joined: engines' clients, every noun, the routes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+
+from chat.comments import Comments
+from chat.polls import Polls
+from chat.reactions import Reactions
+from commerce.benefits import Benefits
+from commerce.claims import Claims
+from commerce.offers import Offers
+from commerce.orders import Orders
+from commerce.payments import Payments
+from commerce.prices import Quotes
+from commerce.products import Products
+from commerce.sandbox import SandboxProvider
+from commerce.seats import Seats
+from live.cues import Cues
+from live.database import Database, make_pool, open_redis
+from live.jobs import Deferred, make_queue
+from live.log import BLOCK_MS, ShowLog
+from live.lua import Scripts
+from live.metrics import Metrics
+from live.pages import page_routes
+from live.panel_pages import panel_routes
+from live.parts import Parts
+from live.report import Report
+from live.rooms import Rooms
+from live.routes import http_routes
+from live.settings import Settings
+from live.shows import Shows
+from membership.addresses import Addresses
+from membership.audience import ShowAudiences
+from membership.audit import Audit
+from membership.behaviour import Behaviour
+from membership.members import Members
+from membership.notices import Notices
+from membership.plans import Plans
+from membership.points import Points
+from membership.sign_in import SandboxSms, SignIn
+from membership.staff import ApiKeys, Staff
+from membership.tags import Tags
+from membership.tokens import Tokens
+
+if TYPE_CHECKING:
+    from live.node import Node
+
+STATIC = Path(__file__).parent / "static"
+
+
+async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
+    """Every part, from its settings; clients are opened here and nowhere else."""
+    redis = open_redis(settings.redis_url)
+    pool = make_pool(settings.database_url, size_max=settings.pool_size)
+    await pool.open(wait=True, timeout=10)
+    database = Database(pool)
+    queue = make_queue(settings.database_url)
+    await queue.open_async()
+    scripts = Scripts(redis)
+    audiences = ShowAudiences(scripts)
+    notices = Notices(redis)
+    members = Members(notices)
+    plans = Plans(notices, settings.secret, timezone=settings.timezone)
+    points = Points(notices)
+    addresses = Addresses()
+    products = Products()
+    quotes = Quotes(settings.secret, products=products, currency=settings.currency)
+    offers = Offers(scripts, audiences, products)
+    seats = Seats(scripts, notices, members.facts, database.transaction)
+    orders = Orders(scripts, quotes, plans, points, notices, addresses, seats)
+    benefits = Benefits(scripts, audiences, notices, members.facts)
+    comments = Comments(scripts, audiences)
+    polls = Polls(scripts, audiences)
+    provider = SandboxProvider(settings.secret, settings.public_url)
+    rooms = Rooms()
+    shows = Shows(scripts, database, comments, polls, offers, benefits, Deferred(queue).after_show)
+    return Parts(
+        settings=settings,
+        metrics=metrics,
+        redis=redis,
+        pool=pool,
+        database=database,
+        scripts=scripts,
+        audiences=audiences,
+        notices=notices,
+        tokens=Tokens(settings.secret),
+        members=members,
+        sign_in=SignIn(scripts, settings.secret),
+        sms=SandboxSms(),
+        addresses=addresses,
+        plans=plans,
+        points=points,
+        behaviour=Behaviour(redis),
+        tags=Tags(),
+        staff=Staff(),
+        api_keys=ApiKeys(),
+        audit=Audit(),
+        comments=comments,
+        polls=polls,
+        reactions=Reactions(scripts),
+        products=products,
+        quotes=quotes,
+        offers=offers,
+        orders=orders,
+        payments=Payments(orders, plans, seats, provider, notices),
+        provider=provider,
+        seats=seats,
+        benefits=benefits,
+        claims=Claims(scripts, notices, database.transaction),
+        rooms=rooms,
+        shows=shows,
+        cues=Cues(offers, benefits, polls, comments, products, shows),
+        report=Report(comments, polls, shows),
+        show_log=ShowLog(redis, scripts),
+        queue=queue,
+    )
+
+
+async def close_parts(parts: Parts) -> None:
+    await parts.database.settle()
+    await parts.queue.close_async()
+    await parts.pool.close()
+    await parts.redis.aclose()
+
+
+def open_tail(settings: Settings) -> Redis:
+    """The client that waits in XREAD."""
+    return open_redis(settings.redis_url, block_s=BLOCK_MS / 1000)
+
+
+def create_app(parts: Parts, node: Node | None = None) -> Starlette:
+    """HTTP: the API, the pages, static files, and the sandbox provider where it is switched on."""
+    routes: list[BaseRoute] = [*http_routes(parts), *page_routes(parts), *panel_routes(parts)]
+    if parts.settings.sandbox:
+        from live.sandbox import create_sandbox
+
+        routes.append(
+            Mount(
+                "/sandbox",
+                app=create_sandbox(parts.settings.secret, parts.settings.data_dir / "sandbox.sqlite"),
+            )
+        )
+    routes.append(Mount("/static", app=StaticFiles(directory=STATIC)))
+    app: Any = Starlette(routes=routes)
+    app.state.parts = parts
+    app.state.node = node
+    return app  # type: ignore[no-any-return]

@@ -1,0 +1,264 @@
+"""Command to method: who may, which one, and its refusal as a reply.
+
+Some twenty commands are a dict that can be clicked through. What is said once a second (likes, clicks,
+watching) is gathered here and sent in one call a show.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from chat.comments import badge_of, public_id, shown_name
+from chat.messages import CastBallot, PostComment, SendReaction
+from commerce.claims import ClaimGatherer
+from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
+from live import protocol as wire
+from live.hub import ShowHub
+from live.socket import Socket
+from membership.actor import Actor, BenefitId, PollId, ShowId, new_id
+from membership.behaviour import Record
+from membership.refusal import BadRequest, Forbidden, Refusal
+
+if TYPE_CHECKING:
+    from live.node import Node
+    from live.parts import Parts
+
+log = logging.getLogger("companion.dispatch")
+
+PREVIEW_PREFIX: Final = "preview:"
+REACTIONS_PER_S_MAX: Final = 20  # of one socket; more taps in a second are not counted
+RECORDS_MAX: Final = 5_000  # behaviour records waiting in this process
+WATCH_MIN_MS: Final = 1_000
+WATCH_PART_MS: Final = 60_000  # a longer watch is recorded in parts: a crash loses at most one
+
+Command = (
+    wire.Hello
+    | wire.Resync
+    | wire.Refresh
+    | wire.Pong
+    | wire.ViewProduct
+    | PostComment
+    | SendReaction
+    | CastBallot
+    | ClaimBenefit
+    | QueueBenefit
+    | PlaceOrder
+)
+
+
+class Dispatch:
+    def __init__(self, parts: Parts, node: Node) -> None:
+        self._parts = parts
+        self._node = node
+        self.decode = msgspec.json.Decoder(Command).decode
+        self._renew = parts.scripts.load("live", "renew_epoch")
+        self._claims = ClaimGatherer(parts.claims)
+        self._reactions: dict[ShowId, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._tapped: dict[Socket, int] = defaultdict(int)
+        self._records: dict[ShowId, list[Record]] = defaultdict(list)
+        self._record_count = 0
+        self._acts: dict[type, Any] = {
+            PostComment: self._comment,
+            SendReaction: self._react,
+            CastBallot: self._ballot,
+            ClaimBenefit: self._claim,
+            QueueBenefit: self._queue,
+            PlaceOrder: self._order,
+            wire.ViewProduct: self._view,
+        }
+
+    async def answer(self, socket: Socket, command: Any) -> None:
+        """Do it and say `ok`, or say `refused`; every id is answered."""
+        kind = type(command).__struct_config__.tag
+        try:
+            assert socket.actor is not None and socket.show is not None
+            if socket.actor.id.startswith(PREVIEW_PREFIX):
+                raise Forbidden("A preview may only look.")
+            reply = await self._acts[type(command)](socket, socket.actor, socket.show, command)
+        except Refusal as refusal:
+            self._node.metrics.commands.labels(kind, refusal.word).inc()
+            socket.tell(wire.refused(command.id, refusal))
+            return
+        except Exception:
+            log.exception("%s failed", kind)
+            self._node.metrics.commands.labels(kind, "failed").inc()
+            failed = Refusal(
+                "Something failed here; nothing may have happened.", code="unavailable", retry_ms=1000
+            )
+            socket.tell(wire.refused(command.id, failed))
+            return
+        self._node.metrics.commands.labels(kind, "ok").inc()
+        socket.tell(wire.ok(command.id, reply))
+
+    # -- one method a command ----------------------------------------------------------------------
+
+    async def _comment(
+        self, socket: Socket, actor: Actor, show: ShowId, command: PostComment
+    ) -> dict[str, Any]:
+        posted = await self._parts.comments.post(actor, show, command.text, command.key)
+        return {
+            "seq": posted.seq,
+            "at": posted.at,
+            "text": command.text,
+            "name": shown_name(show, actor),
+            "badge": badge_of(actor),
+        }
+
+    async def _react(
+        self, socket: Socket, actor: Actor, show: ShowId, command: SendReaction
+    ) -> dict[str, Any]:
+        counted = min(command.count, REACTIONS_PER_S_MAX - self._tapped[socket])
+        if counted > 0:
+            self._tapped[socket] += counted
+            self._reactions[show][command.kind] += counted
+            if self._tapped[socket] == counted:
+                self._record(socket, "reaction", "show", counted)
+        return {"counted": max(0, counted)}
+
+    async def _ballot(
+        self, socket: Socket, actor: Actor, show: ShowId, command: CastBallot
+    ) -> dict[str, Any]:
+        choices = await self._parts.polls.cast(actor, show, command.poll, command.choices, _key(command))
+        hub = self._node.hubs.get(show)
+        if hub is not None:
+            for other in hub.sockets_of(actor.id):
+                other.voted = command.poll
+                hub.regroup(other)
+        return {"poll": command.poll, "choices": choices}
+
+    async def _claim(
+        self, socket: Socket, actor: Actor, show: ShowId, command: ClaimBenefit
+    ) -> dict[str, Any]:
+        won = await self._claims.claim(show, BenefitId(command.benefit), actor, _key(command))
+        return msgspec.to_builtins(won)  # type: ignore[no-any-return]
+
+    async def _queue(
+        self, socket: Socket, actor: Actor, show: ShowId, command: QueueBenefit
+    ) -> dict[str, Any]:
+        queued = await self._parts.seats.queue(show, BenefitId(command.benefit), actor)
+        return msgspec.to_builtins(queued)  # type: ignore[no-any-return]
+
+    async def _order(self, socket: Socket, actor: Actor, show: ShowId, command: PlaceOrder) -> dict[str, Any]:
+        _key(command)
+        async with self._parts.database.transaction() as t:
+            placed = await self._parts.orders.place(t, actor, show, command)
+        return msgspec.to_builtins(placed)  # type: ignore[no-any-return]
+
+    async def _view(
+        self, socket: Socket, actor: Actor, show: ShowId, command: wire.ViewProduct
+    ) -> dict[str, Any]:
+        self._record(socket, "click", f"product:{command.product}", 1)
+        return {}
+
+    # -- what a hello is told ----------------------------------------------------------------------
+
+    async def you(self, hub: ShowHub, socket: Socket) -> dict[str, Any]:
+        """Who this socket speaks for, as its page draws it."""
+        actor = socket.actor
+        assert actor is not None
+        who = public_id(hub.show, actor.id)
+        plan = None
+        if actor.member is not None and actor.facts.plans:
+            async with self._parts.pool.connection() as conn:
+                term = await self._parts.plans.current(conn, actor.member)
+                if term is not None:
+                    plan = {
+                        "id": term.plan,
+                        "name": term.plan_name,
+                        "ends_at": int(term.until.timestamp() * 1000),
+                        "trial": term.trial,
+                    }
+        votes = await self._parts.polls.votes(hub.show, actor.id) if socket.voted else {}
+        muted = None
+        if actor.kind == "viewer":
+            muted = await self._parts.comments.muted_until(hub.show, who)
+        kind = "staff" if actor.kind == "staff" else "guest"
+        if actor.facts.registered:
+            kind = "plan" if actor.facts.plans else "registered"
+        return {
+            "id": who,
+            "name": shown_name(hub.show, actor),
+            "badge": badge_of(actor),
+            "kind": kind,
+            "plan": plan,
+            "votes": votes,
+            "muted_until": muted,
+        }
+
+    async def show_card(self, hub: ShowHub, socket: Socket) -> dict[str, Any]:
+        state = hub.states.get("show")
+        data = state.seen_by(socket.mask or 1) if state is not None else None
+        return {"id": hub.show, **(data or {}), "status": hub.status}
+
+    async def voted(self, hub: ShowHub, actor: Actor) -> str | None:
+        """The open poll when this person's ballot is in it."""
+        if hub.poll and await self._parts.polls.voted(hub.show, PollId(hub.poll), actor.id):
+            return hub.poll
+        return None
+
+    async def renew_epoch(self, hub: ShowHub) -> None:
+        await self._renew(hub.show, [], [hub.epoch, hub.seq, secrets.token_hex(6)])
+
+    # -- gathered ----------------------------------------------------------------------------------
+
+    def _record(self, socket: Socket, kind: Any, subject: str, value: int, at: int | None = None) -> None:
+        actor = socket.actor
+        if actor is None or actor.kind != "viewer" or socket.show is None:
+            return
+        if self._record_count >= RECORDS_MAX:
+            self._node.metrics.dropped_behaviour.inc()
+            return
+        self._record_count += 1
+        self._records[socket.show].append(
+            Record(
+                id=new_id(),
+                kind=kind,
+                viewer=actor.id,
+                member=actor.member,
+                subject=subject,
+                value=value,
+                at=at if at is not None else int(time.time() * 1000),
+            )
+        )
+
+    def watched(self, socket: Socket) -> None:
+        """Record what was watched since it was last recorded."""
+        if socket.watch_from is None:
+            return
+        now = int(time.time() * 1000)
+        if now - socket.watch_from >= WATCH_MIN_MS:
+            self._record(socket, "watch", "show", now - socket.watch_from, socket.watch_from)
+        socket.watch_from = now
+
+    def watched_so_far(self, socket: Socket) -> None:
+        if socket.watch_from is not None and time.time() * 1000 - socket.watch_from >= WATCH_PART_MS:
+            self.watched(socket)
+
+    def watched_all(self, hub: ShowHub) -> None:
+        """At the show's end everyone's watching is recorded, so that tags need not wait for them to leave."""
+        for group in hub.classes.values():
+            for socket in group:
+                self.watched(socket)
+
+    async def flush(self) -> None:
+        """Once a second: likes as one call a show, behaviour as one write a show."""
+        self._tapped.clear()
+        reactions, self._reactions = self._reactions, defaultdict(lambda: defaultdict(int))
+        records, self._records = self._records, defaultdict(list)
+        self._record_count = 0
+        for show, kinds in reactions.items():
+            await self._parts.reactions.add(show, dict(kinds))
+        for show, found in records.items():
+            await self._parts.behaviour.record(show, found)
+
+
+def _key(command: Any) -> str:
+    if not command.key:
+        raise BadRequest("This command needs a `key`, kept until it is answered.")
+    return str(command.key)

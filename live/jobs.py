@@ -1,0 +1,214 @@
+"""Work without a socket: what is due is ended, what was committed is announced, what was done is learnt from.
+
+Two kinds. What must happen within seconds runs on a clock here; each act is idempotent and takes its rows
+under a lock, so that any number of processes may run. What happens once (after a show) is a job of the
+queue, deferred in the transaction that caused it and retried until it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import procrastinate
+from procrastinate import PsycopgConnector, RetryStrategy
+
+from live.metrics import Metrics
+from live.parts import Parts
+from live.recorder import Recorder
+from live.settings import Settings
+from membership.actor import Actor, ShowId
+from membership.refusal import Refusal
+from membership.transaction import Transaction
+
+log = logging.getLogger("companion.jobs")
+
+DUE_S: Final = 1.0
+RECORD_S: Final = 1.0
+SETTLE_S: Final = 2.0
+LAPSE_BACK: Final = timedelta(minutes=10)  # what ran out while no job ran
+MONEY_S: Final = 5.0
+SCHEDULE_S: Final = 10.0
+STALLED_S: Final = 60.0
+AFTER_SHOW_WAIT_S: Final = 3  # the nodes have written who watched until when
+
+JOB = Actor(kind="job", id="jobs", name="jobs")
+
+
+def make_queue(database_url: str) -> procrastinate.App:
+    """The queue of one-off jobs. `open_async` before use."""
+    return procrastinate.App(connector=PsycopgConnector(conninfo=database_url, min_size=1, max_size=4))
+
+
+class Deferred:
+    """Defers jobs inside our own transaction: a job exists exactly when what caused it is committed."""
+
+    def __init__(self, queue: procrastinate.App) -> None:
+        self._queue = queue
+
+    async def after_show(self, t: Transaction, show: ShowId) -> None:
+        await self._queue.configure_task(
+            "after_show",
+            connection=t.conn,
+            schedule_in={"seconds": AFTER_SHOW_WAIT_S},
+            lock=f"after_show:{show}",
+        ).defer_async(show=show)
+
+
+class Rounds:
+    """The acts on a clock."""
+
+    def __init__(self, parts: Parts, recorder: Recorder) -> None:
+        self._parts = parts
+        self._recorder = recorder
+        self._stop = asyncio.Event()
+        self._lapsed_until = datetime.now(UTC) - LAPSE_BACK
+
+    async def run(self) -> None:
+        acts: list[tuple[float, Callable[[], Awaitable[Any]]]] = [
+            (DUE_S, self._due),
+            (DUE_S, self._tend),
+            (RECORD_S, self._record),
+            (SETTLE_S, self._settle),
+            (DUE_S, self._lapse),
+            (MONEY_S, self._money),
+            (SCHEDULE_S, self._schedule),
+        ]
+        async with asyncio.TaskGroup() as group:
+            for every_s, act in acts:
+                group.create_task(self._repeat(every_s, act), name=act.__name__)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def _repeat(self, every_s: float, act: Callable[[], Awaitable[Any]]) -> None:
+        while not self._stop.is_set():
+            try:
+                await act()
+            except Refusal as refusal:
+                log.warning("%s: %s", act.__name__, refusal)
+            except Exception:
+                log.exception("%s failed; it is tried again", act.__name__)
+            try:
+                await asyncio.wait_for(self._stop.wait(), every_s)
+            except TimeoutError:
+                continue
+
+    async def _due(self) -> None:
+        """Holds that ran out, offers, benefits and polls whose time is over, seats that lapsed."""
+        async with self._parts.database.transaction() as t:
+            await self._parts.orders.expire_due(t)
+        async with self._parts.database.reading() as conn:
+            polls = await self._parts.polls.due(conn)
+        for show, poll in polls:
+            async with self._parts.database.transaction() as t:
+                await self._parts.polls.close(t, JOB, show, poll)
+        async with self._parts.database.transaction() as t:
+            await self._parts.offers.close_due(t)
+        async with self._parts.database.transaction() as t:
+            await self._parts.benefits.close_due(t)
+
+    async def _tend(self) -> None:
+        """Benefits: Redis in agreement with the books, lapsed seats taken back, the queue served."""
+        async with self._parts.database.reading() as conn:
+            shows = await self._parts.benefits.to_tend(conn)
+        for show in shows:
+            async with self._parts.database.transaction() as t:
+                await self._parts.benefits.agree(t, show)
+            await self._parts.seats.sweep(show)
+            async with self._parts.database.transaction() as t:
+                await self._parts.claims.settle(t, show)
+
+    async def _record(self) -> None:
+        """Log and behaviour to PostgreSQL, for every show that moved."""
+        for show in await self._recorder.moving():
+            await self._recorder.record(show)
+
+    async def _settle(self) -> None:
+        """What a crash left between a script and a commit, or a commit and its announcement."""
+        async with self._parts.database.reading() as conn:
+            await self._parts.polls.settle(conn)
+        async with self._parts.database.transaction() as t:
+            await self._parts.offers.settle(t)
+        await self._parts.orders.settle_unannounced(self._parts.database)
+
+    async def _money(self) -> None:
+        """Payments whose webhook did not come are asked for; what is to go back goes back."""
+        await self._parts.payments.ask_due(self._parts.database)
+        await self._parts.payments.return_due(self._parts.database)
+
+    async def _lapse(self) -> None:
+        """A trial or plan ran out: the member's sockets change class."""
+        until = datetime.now(UTC)
+        async with self._parts.database.reading() as conn:
+            lapsed = await self._parts.plans.ending(conn, self._lapsed_until, until)
+        for term in lapsed:
+            await self._parts.notices.facts_changed(term.member)
+        self._lapsed_until = until
+
+    async def _schedule(self) -> None:
+        """Waiting rooms open 30 minutes before; show keys that were lost are rebuilt."""
+        await self._parts.shows.open_due(self._parts.database, JOB)
+
+
+async def after_show(parts: Parts, recorder: Recorder, show: ShowId) -> None:
+    """Everything recorded, tags derived, the end card built. Running it again gives the same."""
+    await recorder.record(show)
+    async with parts.database.transaction() as t:
+        await parts.tags.derive(t, show)
+    async with parts.database.transaction() as t:
+        await parts.report.build(t, show)
+
+
+def add_tasks(queue: procrastinate.App, parts: Parts, recorder: Recorder) -> None:
+    async def run_after_show(show: str) -> None:
+        await after_show(parts, recorder, ShowId(show))
+
+    queue.task(name="after_show", retry=RetryStrategy(max_attempts=10, linear_wait=5))(run_after_show)
+
+
+async def _retry_stalled(queue: procrastinate.App, stop: asyncio.Event) -> None:
+    """A killed worker's job is not retried by itself."""
+    while not stop.is_set():
+        for job in await queue.job_manager.get_stalled_jobs():
+            log.warning("job %s was left by a dead worker; running it again", job.id)
+            await queue.job_manager.retry_job(job)
+        try:
+            await asyncio.wait_for(stop.wait(), STALLED_S)
+        except TimeoutError:
+            continue
+
+
+async def run_jobs(settings: Settings, ready: Callable[[], Any] | None = None) -> None:
+    """Work until SIGINT or SIGTERM."""
+    from live.app import build_parts, close_parts  # it defers jobs by this module
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        parts = await build_parts(settings, Metrics())
+        stack.push_async_callback(close_parts, parts)
+        recorder = Recorder(parts)
+        queue = parts.queue
+        add_tasks(queue, parts, recorder)
+        rounds = Rounds(parts, recorder)
+        if ready is not None:
+            ready()
+        worker = asyncio.create_task(
+            queue.run_worker_async(
+                install_signal_handlers=False, concurrency=4, fetch_job_polling_interval=1.0
+            )
+        )
+        stalled = asyncio.create_task(_retry_stalled(queue, stop))
+        clock = asyncio.create_task(rounds.run())
+        await stop.wait()
+        rounds.stop()
+        worker.cancel()
+        await asyncio.gather(worker, stalled, clock, return_exceptions=True)

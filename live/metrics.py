@@ -1,0 +1,50 @@
+"""Instruments, in Prometheus' text form at /metrics. Names carry their unit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """One set per process, in a registry of its own; also holds the tasks that run beside the loop."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"namespace": "companion", "registry": self.registry}
+        self.viewers = Gauge("viewers", "Open sockets that have joined", **made)
+        self.joins = Counter("joins", "Answered hellos", ["outcome"], **made)
+        self.closes = Counter("closes", "Closed sockets", ["code"], **made)
+        self.refused_upgrades = Counter("refused_upgrades", "Upgrades answered 503", **made)
+        self.commands = Counter("commands", "Commands answered", ["type", "outcome"], **made)
+        self.frames = Counter("frames", "Shared frames written", **made)
+        self.events = Counter("events", "Log entries fanned out", **made)
+        self.bytes_out = Counter("bytes_out", "Bytes of shared frames written", **made)
+        self.skipped = Counter("skipped_frames", "Frames a slow viewer did not get", ["kind"], **made)
+        self.healed = Counter("healed", "Slow viewers brought up to date from the ring", **made)
+        self.snapshots = Counter("snapshots", "Joins answered by snapshot", **made)
+        self.replays = Counter("replays", "Joins answered by replay", **made)
+        self.log_reads = Counter("log_reads", "Reads of a show's log or states from Redis", **made)
+        self.loop_lag = Histogram(
+            "loop_lag_seconds",
+            "How late the loop was",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
+            **made,
+        )
+        self.log_up = Gauge("log_up", "1 while the log can be read", **made)
+        self.dropped_behaviour = Counter("dropped_behaviour", "Behaviour records over the bound", **made)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def hold(self, task: asyncio.Task[Any]) -> None:
+        """Keep a running task from being collected, and let no failure go unseen."""
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            task.get_loop().call_exception_handler(
+                {"message": "a task failed", "exception": task.exception(), "task": task}
+            )

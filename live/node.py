@@ -1,0 +1,542 @@
+"""This process among the others: who may join, what a hello gets, and what the log brings to whom.
+
+The road of one command: socket → `received` → `live/dispatch.py` → a domain method → its Lua script →
+the show's log → `_on_entries` → hub → one frame per class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import time
+from collections.abc import Coroutine
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from live import protocol as wire
+from live.dispatch import PREVIEW_PREFIX, Dispatch
+from live.http import STAFF_COOKIE, VIEWER_COOKIE
+from live.hub import ShowHub, in_room
+from live.identity import GUEST_PREFIX, actor_of_token, viewer_actor
+from live.log import RECENT_ENTRIES, Entry, Tail
+from live.metrics import Metrics
+from live.socket import STRIKES_MAX, Socket
+from membership.actor import Actor, Facts, MemberId, ShowId, new_link_id
+from membership.refusal import BadRequest, Refusal, Unauthenticated, Unavailable
+from membership.transaction import Connection
+
+if TYPE_CHECKING:
+    from live.parts import Parts
+
+log = logging.getLogger("companion.node")
+
+PING_S: Final = 25
+PONG_WAIT_S: Final = 10.0
+RECONNECT_MIN_MS: Final = 500
+RECONNECT_MAX_MS: Final = 20_000
+JOINS_AT_ONCE: Final = 200  # hellos being answered at the same time
+CATCH_UP_S: Final = 1.0  # a viewer that was ahead of this node waits so long for the log
+CLAIMED_ORIGIN_MAX: Final = 256
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """Who a hello turned out to be."""
+
+    actor: Actor
+    expires_at: float | None
+
+
+class Node:
+    """All sockets and show hubs of this process."""
+
+    def __init__(self, parts: Parts, metrics: Metrics, tail_redis: Any) -> None:
+        self.parts = parts
+        self.metrics = metrics
+        self.id = new_link_id()
+        self.ws_log = logging.getLogger("companion.ws")
+        self.ws_log.setLevel(logging.WARNING)
+        self.commands_burst = 20  # commands a viewer may send at once; 5/s afterwards
+        self.hubs: dict[ShowId, ShowHub] = {}
+        self.sockets: set[Socket] = set()
+        self.members: dict[str, set[Socket]] = {}
+        self.draining = False
+        self._all_gone = asyncio.Event()  # no socket is left while draining
+        self.log_up = True
+        self._loading: dict[ShowId, asyncio.Task[ShowHub]] = {}
+        self._missing: dict[tuple[ShowId, int], asyncio.Task[list[Entry]]] = {}
+        self._joining = asyncio.Semaphore(JOINS_AT_ONCE)
+        self._join_tokens, self._join_tokens_at = float(parts.settings.join_rate), self.now()
+        self._trusted = [ipaddress.ip_network(net) for net in parts.settings.trusted_proxies]
+        self.show_log = parts.show_log
+        self.tail = Tail(tail_redis, parts.redis, self._on_entries, self._on_notices, self._on_health)
+        self.dispatch = Dispatch(parts, self)
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        self.metrics.hold(asyncio.get_running_loop().create_task(work))
+
+    async def start(self) -> None:
+        await self.tail.start()
+
+    async def stop(self) -> None:
+        await self.tail.stop()
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def origin_allowed(self, origin: str, host: str) -> bool:
+        """A page of ours (same host, or the public address), or an origin the settings allow."""
+        if len(origin) > CLAIMED_ORIGIN_MAX:
+            return False
+        allowed = {self.parts.settings.public_url.rstrip("/"), *self.parts.settings.allowed_origins}
+        return origin in allowed or urlsplit(origin).netloc == host
+
+    def client_address(self, peer: str, forwarded: str | None) -> str:
+        """The viewer's address: X-Forwarded-For only when a trusted proxy says it."""
+        if not forwarded or not self._trusted or not peer:
+            return peer
+        hops = [hop.strip() for hop in forwarded.split(",")][-8:]
+        address = peer
+        for hop in [*reversed(hops)]:
+            if not any(ipaddress.ip_address(address) in net for net in self._trusted):
+                break
+            try:
+                ipaddress.ip_address(hop)
+            except ValueError:
+                break
+            address = hop
+        return address
+
+    def admit(self) -> int:
+        """0 to let a socket in, else the seconds after which to come again."""
+        now, rate = self.now(), float(self.parts.settings.join_rate)
+        self._join_tokens = min(rate, self._join_tokens + (now - self._join_tokens_at) * rate)
+        self._join_tokens_at = now
+        if self.draining or self._join_tokens < 1:
+            self.metrics.refused_upgrades.inc()
+            return 2
+        self._join_tokens -= 1
+        return 0
+
+    def opened(self, socket: Socket) -> None:
+        self.sockets.add(socket)
+
+    def closed(self, socket: Socket, code: int) -> None:
+        self.metrics.closes.labels(str(code)).inc()
+
+    def left(self, socket: Socket) -> None:
+        """The connection is gone: out of its class, and what it watched is recorded."""
+        self.sockets.discard(socket)
+        if not self.sockets:
+            self._all_gone.set()
+        if socket.joined and socket.show is not None:
+            socket.joined = False
+            self.metrics.viewers.dec()
+            hub = self.hubs.get(socket.show)
+            if hub is not None:
+                hub.leave(socket)
+            self.dispatch.watched(socket)
+        self._forget_member(socket)
+
+    def heal(self, socket: Socket) -> None:
+        """The socket's buffer has drained: send what it was spared."""
+        hub = self.hubs.get(socket.show) if socket.show else None
+        if hub is not None:
+            hub.heal(socket)
+
+    def _remember_member(self, socket: Socket) -> None:
+        if socket.actor is not None and socket.actor.member is not None:
+            self.members.setdefault(socket.actor.member, set()).add(socket)
+
+    def _forget_member(self, socket: Socket) -> None:
+        if socket.actor is not None and socket.actor.member is not None:
+            known = self.members.get(socket.actor.member)
+            if known is not None:
+                known.discard(socket)
+                if not known:
+                    del self.members[socket.actor.member]
+
+    # -- what a viewer sends -----------------------------------------------------------------------
+
+    async def received(self, socket: Socket, data: bytes) -> None:
+        """One frame: decode, and answer it. A malformed one is refused; five of them end it."""
+        if not self._within_rate(socket):
+            socket.tell(
+                wire.refused(
+                    _claimed_id(data), Refusal("Too many commands.", code="rate_limited", retry_ms=1000)
+                )
+            )
+            return
+        try:
+            command = self.dispatch.decode(data)
+        except msgspec.MsgspecError as error:
+            socket.strikes += 1
+            socket.tell(wire.refused(_claimed_id(data), BadRequest(str(error)[:200])))
+            if socket.strikes >= STRIKES_MAX or not socket.joined:
+                socket.close(wire.NO_HELLO if not socket.joined else wire.BAD_PROTOCOL)
+            return
+        if isinstance(command, wire.Hello):
+            if socket.joined or socket.joining:
+                socket.tell(wire.refused(command.id, BadRequest("hello was said already.")))
+                return
+            await self._join(socket, command)
+        elif isinstance(command, wire.Pong):
+            return
+        elif not socket.joined:
+            socket.tell(wire.refused(command.id, Unauthenticated("Say hello first.")))
+            socket.close(wire.NO_HELLO)
+        elif isinstance(command, wire.Resync):
+            hub = self.hubs.get(socket.show) if socket.show else None
+            if hub is None:
+                socket.close(wire.STATE_LOST)
+                return
+            await self._welcome(socket, hub, command.id, command.since, joins=False)
+        elif isinstance(command, wire.Refresh):
+            await self._refresh(socket, command)
+        else:
+            await self.dispatch.answer(socket, command)
+
+    def _within_rate(self, socket: Socket) -> bool:
+        """A token bucket a socket: 20 at once, then 5/s."""
+        now = self.now()
+        socket.tokens = min(self.commands_burst, socket.tokens + (now - socket.tokens_at) * 5.0)
+        socket.tokens_at = now
+        if socket.actor is not None and socket.actor.kind == "staff":
+            return True
+        if socket.tokens < 1:
+            return False
+        socket.tokens -= 1
+        return True
+
+    # -- joining -----------------------------------------------------------------------------------
+
+    async def _join(self, socket: Socket, hello: wire.Hello) -> None:
+        socket.joining = True
+        try:
+            async with self._joining:
+                await self._enter(socket, hello)
+            self.metrics.joins.labels("welcome").inc()
+        except Refusal as refusal:
+            self.metrics.joins.labels(refusal.word).inc()
+            socket.tell(wire.refused(hello.id, refusal))
+            socket.close(_CLOSE_FOR.get(refusal.word, wire.SERVER_ERROR), str(refusal))
+        finally:
+            socket.joining = False
+
+    async def _enter(self, socket: Socket, hello: wire.Hello) -> None:
+        assert socket.show is not None
+        found = await self._who(socket, hello.token)
+        hub = await self.hub(socket.show)
+        socket.actor, socket.expires_at = found.actor, found.expires_at
+        if not in_room(hub.room_audience, socket):
+            raise MembersOnly(join=f"/s/{socket.show}")
+        if found.actor.room is not None and not await self.parts.shows.in_room(socket.show, found.actor.room):
+            raise Refusal("This token is for another room.", code="forbidden")
+        if hub.status == "ended" and found.actor.kind != "staff":
+            raise Refusal("The show has ended.", code="show_ended")
+        if found.actor.kind == "staff":
+            socket.ws.max_message_size = wire.STAFF_COMMAND_BYTES_MAX
+        socket.voted = await self.dispatch.voted(hub, found.actor)
+        await self._welcome(socket, hub, hello.id, hello.since, joins=True)
+
+    async def _who(self, socket: Socket, token: str | None) -> Hello:
+        """Token, else the page's cookie, else a guest."""
+        if token is not None:
+            claims = self.parts.tokens.verify(token)
+            async with self.parts.pool.connection() as conn:
+                if claims.preview is not None:
+                    return Hello(await self._preview(conn, claims.preview), float(claims.exp))
+                return Hello(await actor_of_token(self.parts, conn, token), float(claims.exp))
+        try:
+            cookies = SimpleCookie(socket.cookies)
+        except CookieError:
+            cookies = SimpleCookie()
+        for name in (VIEWER_COOKIE, STAFF_COOKIE):
+            if name in cookies:
+                try:
+                    claims = self.parts.tokens.verify(cookies[name].value)
+                    if name == STAFF_COOKIE and claims.kind != "staff":
+                        continue
+                    async with self.parts.pool.connection() as conn:
+                        actor = await actor_of_token(self.parts, conn, cookies[name].value)
+                    return Hello(actor, float(claims.exp))
+                except Unauthenticated:
+                    continue
+        guest = GUEST_PREFIX + new_link_id()
+        return Hello(Actor(kind="viewer", id=guest), None)
+
+    async def _preview(self, conn: Connection, kind: str) -> Actor:
+        """Staff who look at the viewer's page as a guest or a plan member would: they may only look."""
+        plans = await self.parts.plans.all(conn) if kind == "plan" else ()
+        facts = Facts(registered=kind == "plan", plans=frozenset(plan.id for plan in plans))
+        return Actor(kind="viewer", id=PREVIEW_PREFIX + new_link_id(), name="预览", facts=facts)
+
+    async def hub(self, show: ShowId) -> ShowHub:
+        """The hub of a show, loaded once however many wait. Raises NotFound, Unavailable."""
+        hub = self.hubs.get(show)
+        if hub is not None:
+            return hub
+        task = self._loading.get(show)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(show))
+            self._loading[show] = task
+            task.add_done_callback(lambda _: self._loading.pop(show, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, show: ShowId) -> ShowHub:
+        try:
+            changes = await self.show_log.changes(show, -1, RECENT_ENTRIES)
+        except Unavailable:
+            await self.parts.shows.agree(show)  # NotFound when there is no such show
+            changes = await self.show_log.changes(show, -1, RECENT_ENTRIES)
+        self.metrics.log_reads.inc()
+        hub = ShowHub(show, changes, self.now, self.metrics)
+        self.hubs[show] = hub
+        await self.tail.follow(show, hub.seq)
+        return hub
+
+    async def _welcome(
+        self, socket: Socket, hub: ShowHub, command_id: int, since: wire.Position | None, *, joins: bool
+    ) -> None:
+        """Answer hello or resync: every missed event in order, or a snapshot; never a part.
+
+        From the answer to the entry into the class nothing awaits, so that no frame falls between.
+        """
+        older = await self._older(hub, since) if since is not None else None
+        you = await self.dispatch.you(hub, socket)
+        show = await self.dispatch.show_card(hub, socket)
+        if socket.closing or socket.actor is None:
+            return
+        mask = hub.mask_for(socket)
+        replay = None
+        if since is not None and older is not None and since.epoch == hub.epoch:
+            replay = hub.replay(mask, since.seq, older)
+        recovered = replay is not None
+        socket.public_id = you["id"]
+        if joins:
+            hub.enter(socket)
+            socket.joined = True
+            if socket.actor.kind == "viewer" and not socket.actor.id.startswith(PREVIEW_PREFIX):
+                socket.watch_from = int(time.time() * 1000)
+            self.metrics.viewers.inc()
+            self._remember_member(socket)
+        socket.at, socket.behind = hub.sent, None
+        socket.tell(
+            {
+                "type": "welcome",
+                "id": command_id,
+                "epoch": hub.epoch,
+                "seq": since.seq if recovered and since is not None else hub.sent,
+                "recovered": recovered,
+                "you": you,
+                "show": show,
+                "states": hub.states_for(mask),
+                "comments": [] if recovered else hub.comments_for(mask),
+                "time": int(time.time() * 1000),
+                "ping_s": PING_S,
+                "reconnect_ms": self.reconnect_ms(),
+            }
+        )
+        if replay:
+            socket.transport.write(replay)
+        (self.metrics.replays if recovered else self.metrics.snapshots).inc()
+
+    def reconnect_ms(self) -> list[int]:
+        """Full jitter over this window; as long as all of this process's viewers need to rejoin."""
+        most = int(len(self.sockets) / self.parts.settings.join_rate * 1000)
+        return [RECONNECT_MIN_MS, min(RECONNECT_MAX_MS, max(2_000, most))]
+
+    async def _older(self, hub: ShowHub, since: wire.Position) -> list[Entry] | None:
+        """What the ring no longer has after `since`, [] when it has everything; None: start anew.
+
+        A viewer that comes from a node ahead of this one waits until the log here is as far.
+        """
+        if since.epoch != hub.epoch:
+            return None
+        if since.seq > hub.sent and not await hub.reached(since.seq, CATCH_UP_S):
+            return None
+        if hub.covers(since.seq):
+            return []
+        task = self._missing.get((hub.show, since.seq))
+        if task is None:
+            self.metrics.log_reads.inc()
+            task = asyncio.get_running_loop().create_task(
+                self.show_log.between(hub.show, since.seq + 1, hub.seq)
+            )
+            self._missing[hub.show, since.seq] = task
+            task.add_done_callback(lambda _: self._missing.pop((hub.show, since.seq), None))
+        return await asyncio.shield(task)
+
+    async def _refresh(self, socket: Socket, command: wire.Refresh) -> None:
+        """A new token on the same socket: the same person again, or a guest who signed in."""
+        hub = self.hubs.get(socket.show) if socket.show else None
+        try:
+            found = await self._who(socket, command.token)
+            before = socket.actor
+            if before is not None and not before.id.startswith(GUEST_PREFIX) and before.id != found.actor.id:
+                raise Refusal("This token is another person's.", code="forbidden")
+            if found.actor.kind != "viewer" and (before is None or before.kind != found.actor.kind):
+                raise Refusal("A viewer's socket stays a viewer's.", code="forbidden")
+        except Refusal as refusal:
+            socket.tell(wire.refused(command.id, refusal))
+            return
+        self._forget_member(socket)
+        socket.actor, socket.expires_at, socket.refresh_by = found.actor, found.expires_at, None
+        self._remember_member(socket)
+        if hub is not None:
+            socket.voted = await self.dispatch.voted(hub, found.actor) or socket.voted
+            you = await self.dispatch.you(hub, socket)
+            socket.public_id = you["id"]
+            socket.tell(wire.ok(command.id, {}), {"type": "you", "data": you})
+            hub.regroup(socket)
+
+    # -- what the log brings -----------------------------------------------------------------------
+
+    def _on_health(self, up: bool) -> None:
+        if up and not self.log_up:
+            self.spawn(self.check_positions())
+            for member in list(self.members):
+                self.spawn(self.reload_member(member))
+        self.log_up = up
+        self.metrics.log_up.set(1 if up else 0)
+
+    async def _on_entries(self, show: ShowId, entries: list[Entry]) -> None:
+        hub = self.hubs.get(show)
+        if hub is None:
+            return
+        if max(entry.version for entry in entries) > hub.version:
+            await self.refresh_states(hub)
+        if not hub.receive(entries):
+            await self._refetch(hub)
+
+    async def _refetch(self, hub: ShowHub) -> None:
+        """A number is missing: read it from the stream; when it is gone there, start anew."""
+        self.metrics.log_reads.inc()
+        found = await self.show_log.between(hub.show, hub.seq + 1, 1 << 62)
+        if not found or not hub.receive(found):
+            await self.reload(hub)
+
+    async def reload(self, hub: ShowHub) -> None:
+        """The log is not the one we knew: a new snapshot for everyone."""
+        log.warning("show %s: log reborn or trimmed; everyone gets a snapshot", hub.show)
+        hub.load(await self.show_log.changes(hub.show, -1, RECENT_ENTRIES))
+        await self.tail.follow(hub.show, hub.seq)
+        for socket in [s for group in list(hub.classes.values()) for s in list(group)]:
+            hub.regroup(socket)
+        hub.gap_for_all()
+
+    async def refresh_states(self, hub: ShowHub) -> None:
+        self.metrics.log_reads.inc()
+        changes = await self.show_log.changes(hub.show, hub.version)
+        if changes.epoch != hub.epoch:
+            await self.reload(hub)
+            return
+        ended = changes.status == "ended" != hub.status
+        hub.apply(changes)
+        if ended:
+            self.dispatch.watched_all(hub)
+
+    async def check_positions(self) -> None:
+        """Every 10 s and after an outage: is each log still the one we follow?"""
+        for hub in list(self.hubs.values()):
+            try:
+                found = await self.show_log.position(hub.show)
+                if found is None:
+                    await self.parts.shows.agree(hub.show)
+                    await self.reload(hub)
+                elif found[0] != hub.epoch:
+                    await self.reload(hub)
+                elif found[1] < hub.seq:
+                    await self.dispatch.renew_epoch(hub)
+                    await self.reload(hub)
+                elif found[2] > hub.version:
+                    await self.refresh_states(hub)
+            except Refusal as refusal:
+                log.warning("show %s: position not checked: %s", hub.show, refusal)
+
+    async def _on_notices(self, told: list[tuple[str, bytes | None]]) -> None:
+        for member, message in told:
+            sockets = self.members.get(member)
+            if not sockets:
+                continue
+            if message is None:
+                await self.reload_member(member)
+            else:
+                for socket in list(sockets):
+                    socket.tell(msgspec.Raw(message))
+
+    async def reload_member(self, member: str) -> None:
+        """Facts changed: new class on every socket of theirs, and `you` anew."""
+        sockets = [s for s in self.members.get(member, ()) if s.joined and s.show in self.hubs]
+        if not sockets:
+            return
+        async with self.parts.pool.connection() as conn:
+            actor = await viewer_actor(self.parts, conn, MemberId(member))
+        for socket in sockets:
+            hub = self.hubs[socket.show]  # type: ignore[index]
+            socket.actor = actor
+            socket.tell({"type": "you", "data": await self.dispatch.you(hub, socket)})
+            if not in_room(hub.room_audience, socket):
+                socket.close(wire.MEMBERS_ONLY)
+            else:
+                hub.regroup(socket)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def drain(self, within_s: float) -> None:
+        """Not ready, a hint, then batches closed 4001: everyone is elsewhere before the process ends."""
+        self.draining = True
+        sockets = list(self.sockets)
+        if not sockets:
+            return
+        self._all_gone.clear()
+        batch = max(128, int(len(sockets) / max(1.0, within_s * 0.6 * 10)))
+        hint = wire.message_frame({"type": "reconnect", "reconnect_ms": self.reconnect_ms()})
+        for start in range(0, len(sockets), batch):
+            for socket in sockets[start : start + batch]:
+                if socket.joined and not socket.closing:
+                    socket.transport.write(hint)
+                socket.close(wire.DRAIN)
+            await asyncio.sleep(0.1)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_gone.wait(), within_s * 0.3)
+
+
+class MembersOnly(Refusal):
+    """This room is for members. Start a trial or join to come in."""
+
+    code = "members_only"
+
+
+_CLOSE_FOR: Final = {
+    "unauthenticated": wire.BAD_TOKEN,
+    "token_expired": wire.TOKEN_EXPIRED,
+    "forbidden": wire.BAD_TOKEN,
+    "members_only": wire.MEMBERS_ONLY,
+    "not_found": wire.BAD_PROTOCOL,
+    "show_ended": wire.SHOW_ENDED,
+    "banned": wire.BANNED,
+    "unavailable": wire.STATE_LOST,
+}
+
+
+class _ClaimedId(msgspec.Struct):
+    id: int | None = None
+
+
+_ID = msgspec.json.Decoder(_ClaimedId)
+
+
+def _claimed_id(data: bytes) -> int | None:
+    """The id a malformed command carries, so that its refusal can be matched."""
+    try:
+        return _ID.decode(data).id
+    except msgspec.MsgspecError:
+        return None

@@ -1,0 +1,83 @@
+"""Every part of the house, built once in `live/app.py` and handed down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import procrastinate
+from redis.asyncio import Redis
+
+from chat.comments import Comments
+from chat.polls import Polls
+from chat.reactions import Reactions
+from commerce.benefits import Benefits
+from commerce.claims import Claims
+from commerce.offers import Offers
+from commerce.orders import Orders
+from commerce.payments import PaymentProvider, Payments
+from commerce.prices import Quotes
+from commerce.products import Products
+from commerce.seats import Seats
+from live.cues import Cues
+from live.database import Database, Pool
+from live.log import ShowLog
+from live.lua import Scripts
+from live.metrics import Metrics
+from live.report import Report
+from live.rooms import Rooms
+from live.settings import Settings
+from live.shows import Shows
+from membership.addresses import Addresses
+from membership.audience import ShowAudiences
+from membership.audit import Audit
+from membership.behaviour import Behaviour
+from membership.members import Members
+from membership.notices import Notices
+from membership.plans import Plans
+from membership.points import Points
+from membership.sign_in import SignIn, Sms
+from membership.staff import ApiKeys, Staff
+from membership.tags import Tags
+from membership.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Parts:
+    settings: Settings
+    metrics: Metrics
+    redis: Redis
+    pool: Pool
+    database: Database
+    scripts: Scripts
+    audiences: ShowAudiences
+    notices: Notices
+    tokens: Tokens
+    members: Members
+    sign_in: SignIn
+    sms: Sms
+    addresses: Addresses
+    plans: Plans
+    points: Points
+    behaviour: Behaviour
+    tags: Tags
+    staff: Staff
+    api_keys: ApiKeys
+    audit: Audit
+    comments: Comments
+    polls: Polls
+    reactions: Reactions
+    products: Products
+    quotes: Quotes
+    offers: Offers
+    orders: Orders
+    payments: Payments
+    provider: PaymentProvider
+    seats: Seats
+    benefits: Benefits
+    claims: Claims
+    rooms: Rooms
+    shows: Shows
+    cues: Cues
+    report: Report
+    show_log: ShowLog
+    queue: procrastinate.App

@@ -1,0 +1,304 @@
+"""The route table: every address of the HTTP API, who may call it, what it takes and gives, and refuses.
+
+The API, its checks and its description are made of this one table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.routing import BaseRoute
+from starlette.routing import Route as StarletteRoute
+
+from chat.comments import Posted
+from chat.polls import Poll, Tally
+from commerce.benefits import Benefit, BenefitInput, Claim
+from commerce.offers import Offer
+from commerce.orders import Order, Placed
+from commerce.payments import PaymentRow
+from commerce.prices import Quote
+from commerce.products import PriceEntry, Product, ProductInput, ProductPatch
+from live import handlers_service as service
+from live import handlers_shop as shop
+from live import handlers_shows as shows
+from live import handlers_staff as staff
+from live import handlers_viewer as viewer
+from live import webhooks
+from live.asyncapi import asyncapi
+from live.cues import Cue
+from live.http import Door, PageQuery, Route, Service
+from live.openapi import openapi
+from live.report import EndCard, LiveNumbers
+from live.rooms import Room, RoomInput, RoomPatch
+from live.shows import Show, ShowInput, ShowPatch
+from membership.addresses import Address, AddressInput
+from membership.audit import Act
+from membership.page import Page
+from membership.plans import Plan, PlanInput, Term
+from membership.staff import ApiKey, StaffAccount
+from membership.tags import Tag
+
+if TYPE_CHECKING:
+    from live.parts import Parts
+
+
+def _r(method: Any, path: str, handler: Any, who: Any, tag: str, summary: str, **more: Any) -> Route:
+    refusals = tuple(more.pop("refusals", "").split())
+    return Route(
+        method=method,
+        path=path,
+        handler=handler,
+        who=who,
+        tag=tag,
+        summary=summary,
+        refusals=refusals,
+        **more,
+    )
+
+
+TABLE: Final[tuple[Route, ...]] = (
+    # -- signing in
+    _r("POST", "/v1/sign-in/codes", viewer.send_code, "public", "sign-in", "Send a sign-in code",
+       body=viewer.CodeRequest, answer=viewer.CodeSent, status=202, keeps_reply=False,
+       refusals="invalid_phone rate_limited forbidden"),
+    _r("POST", "/v1/sign-in", viewer.sign_in, "public", "sign-in", "Sign in by phone and code",
+       body=viewer.SignInBody, answer=viewer.SignedIn, keeps_reply=False,
+       refusals="invalid_phone invalid_nickname wrong_code code_expired rate_limited not_found"),
+    _r("POST", "/v1/sign-out", viewer.sign_out, "public", "sign-in", "End this browser's session",
+       keeps_reply=False),
+    _r("POST", "/v1/staff/sign-in", staff.staff_sign_in, "public", "sign-in",
+       "Sign in staff by a one-time link", body=staff.StaffSignIn, answer=staff.StaffSignedIn,
+       keeps_reply=False, refusals="link_used link_expired rate_limited forbidden"),
+    _r("POST", "/v1/staff/sign-out", staff.staff_sign_out, "public", "sign-in",
+       "End this browser's staff session", keeps_reply=False),
+    # -- me
+    _r("GET", "/v1/me", viewer.read_me, "viewer", "me", "Who one is", answer=viewer.Me),
+    _r("PATCH", "/v1/me", viewer.rename_me, "viewer", "me", "Change one's nickname", body=viewer.Renaming,
+       answer=viewer.Me, refusals="invalid_nickname"),
+    _r("PUT", "/v1/me/phone", viewer.change_phone, "viewer", "me", "Move to another phone",
+       body=viewer.PhoneChange, answer=viewer.Me, keeps_reply=False,
+       refusals="invalid_phone wrong_code code_expired phone_taken rate_limited"),
+    _r("GET", "/v1/me/points", viewer.read_points, "viewer", "me", "One's points and their entries",
+       query=PageQuery, answer=viewer.PointsPage),
+    _r("GET", "/v1/plans", viewer.list_plans, "public", "me", "The plans on sale", answer=Page[Plan]),
+    _r("POST", "/v1/me/trial", viewer.start_trial, "viewer", "me", "Start a trial", body=viewer.TrialBody,
+       answer=Term, status=201, refusals="trial_used already_member not_eligible not_found"),
+    _r("POST", "/v1/me/joins", viewer.join_plan, "viewer", "me", "Join: order a plan and start its payment",
+       body=viewer.JoinBody, answer=viewer.Joining, status=201,
+       refusals="not_found key_reused limit_reached closed not_live"),
+    _r("GET", "/v1/me/orders", viewer.list_my_orders, "viewer", "me", "One's orders", query=PageQuery,
+       answer=Page[Order]),
+    _r("GET", "/v1/me/orders/{order}", viewer.read_my_order, "viewer", "me", "One of one's orders",
+       answer=Order),
+    _r("POST", "/v1/me/orders/{order}/payment", viewer.start_payment, "viewer", "me",
+       "Start or resume the payment", answer=viewer.PaymentPageAnswer, keeps_reply=False, refusals="closed"),
+    _r("POST", "/v1/me/orders/{order}/cancel", viewer.cancel_my_order, "viewer", "me",
+       "Cancel an unpaid order", answer=Order, refusals="closed"),
+    _r("POST", "/v1/me/orders/{order}/refund", viewer.refund_my_order, "viewer", "me",
+       "Take the money back where the gift was missed", answer=Order, refusals="closed not_paid"),
+    _r("GET", "/v1/me/benefits", viewer.list_my_benefits, "viewer", "me", "What one has won",
+       answer=Page[viewer.MyBenefit]),
+    _r("GET", "/v1/me/addresses", viewer.list_addresses, "viewer", "me", "One's delivery addresses",
+       answer=Page[Address]),
+    _r("POST", "/v1/me/addresses", viewer.add_address, "viewer", "me", "Keep an address", body=AddressInput,
+       answer=Address, status=201, refusals="invalid_address invalid_phone limit_reached"),
+    _r("DELETE", "/v1/me/addresses/{address}", viewer.remove_address, "viewer", "me", "Forget an address"),
+    _r("GET", "/v1/me/tags", viewer.list_my_tags, "viewer", "me", "What was learnt about one",
+       answer=Page[viewer.MyTag]),
+    _r("DELETE", "/v1/me/tags/{tag}", viewer.delete_my_tag, "viewer", "me", "Strike out a tag of one's own"),
+    # -- rooms and shows
+    _r("GET", "/v1/rooms", shows.list_rooms, "staff", "shows", "All rooms", answer=Page[Room]),
+    _r("POST", "/v1/rooms", shows.create_room, "room.write", "shows", "Make a room", body=RoomInput,
+       answer=Room, status=201, refusals="slug_taken"),
+    _r("GET", "/v1/rooms/{room}", shows.read_room, "staff", "shows", "One room", answer=Room),
+    _r("PATCH", "/v1/rooms/{room}", shows.update_room, "room.write", "shows", "Change a room", body=RoomPatch,
+       answer=Room),
+    _r("GET", "/v1/shows", shows.list_shows, "staff", "shows", "Shows, latest start first",
+       query=shows.ShowsQuery, answer=Page[Show]),
+    _r("POST", "/v1/shows", shows.create_show, "room.write", "shows", "Schedule a show", body=ShowInput,
+       answer=Show, status=201, refusals="not_found"),
+    _r("GET", "/v1/shows/{show}", shows.read_show, "public", "shows", "The show's card",
+       answer=shows.ShowView, prefers_staff=True, refusals="forbidden"),
+    _r("PATCH", "/v1/shows/{show}", shows.update_show, "room.write", "shows", "Change a show", body=ShowPatch,
+       answer=Show, refusals="wrong_status"),
+    _r("GET", "/v1/shows/{show}/calendar.ics", shows.read_calendar, "public", "shows",
+       "Calendar file: remind me", answer=str, media="text/calendar"),
+    _r("POST", "/v1/shows/{show}/open", shows.open_show, "show.run", "shows", "Open the waiting room",
+       answer=Show, refusals="wrong_status"),
+    _r("POST", "/v1/shows/{show}/start", shows.start_show, "show.run", "shows", "Go on air", answer=Show,
+       refusals="wrong_status room_busy"),
+    _r("POST", "/v1/shows/{show}/pause", shows.pause_show, "show.run", "shows", "Pause", answer=Show,
+       refusals="wrong_status"),
+    _r("POST", "/v1/shows/{show}/resume", shows.resume_show, "show.run", "shows", "Go on", answer=Show,
+       refusals="wrong_status"),
+    _r("POST", "/v1/shows/{show}/end", shows.end_show, "show.run", "shows",
+       "End, at once or after a last call", body=shows.EndBody, answer=Show, refusals="wrong_status"),
+    _r("POST", "/v1/shows/{show}/previews", shows.create_preview, "staff", "shows", "A token for a preview",
+       body=shows.PreviewBody, answer=shows.PreviewToken, keeps_reply=False),
+    # -- cues
+    _r("GET", "/v1/shows/{show}/cues", shows.list_cues, "staff", "cues", "The prepared cues",
+       answer=Page[Cue]),
+    _r("PUT", "/v1/shows/{show}/cues", shows.put_cues, "staff", "cues", "Set the list of cues",
+       body=shows.CuesBody, answer=Page[Cue], refusals="wrong_status cue_running cue_done no_promo"),
+    _r("POST", "/v1/shows/{show}/cues/{cue}/run", shows.run_cue, "staff", "cues", "Run a cue", answer=Cue,
+       refusals="wrong_status cue_running cue_done poll_open already_open "
+       "benefit_open not_live no_promo bad_request too_many_audiences"),
+    _r("POST", "/v1/shows/{show}/cues/{cue}/stop", shows.stop_cue, "staff", "cues", "Stop a cue", answer=Cue,
+       refusals="not_live"),
+    # -- talk
+    _r("POST", "/v1/shows/{show}/comments", staff.post_comment, "staff", "talk", "Say a line as host",
+       body=staff.CommentBody, answer=Posted, status=201, refusals="not_live rate_limited muted"),
+    _r("POST", "/v1/shows/{show}/comments/{seq}/hide", staff.hide_comment, "chat.moderate", "talk",
+       "Hide a comment", answer=staff.Done),
+    _r("POST", "/v1/shows/{show}/comments/{seq}/pin", staff.pin_comment, "chat.moderate", "talk",
+       "Pin a comment", answer=staff.Done, refusals="not_live"),
+    _r("DELETE", "/v1/shows/{show}/pinned-comment", staff.unpin_comment, "chat.moderate", "talk",
+       "Let the pinned comment go", answer=staff.Done, refusals="not_live"),
+    _r("POST", "/v1/shows/{show}/mutes", staff.mute_viewer, "chat.moderate", "talk", "Mute a viewer",
+       body=staff.MuteBody, answer=staff.Muted),
+    _r("DELETE", "/v1/shows/{show}/mutes", staff.unmute_viewer, "chat.moderate", "talk",
+       "Let a viewer speak again", body=staff.UnmuteBody),
+    _r("PUT", "/v1/shows/{show}/announcement", staff.set_announcement, "show.run", "talk",
+       "Set or clear the announcement bar", body=staff.AnnouncementBody, refusals="not_live"),
+    _r("GET", "/v1/shows/{show}/polls", staff.list_polls, "staff", "talk", "The show's polls",
+       answer=Page[Poll]),
+    _r("POST", "/v1/shows/{show}/polls", staff.open_poll, "staff", "talk", "Open a poll", body=staff.PollBody,
+       answer=Poll, status=201, refusals="poll_open not_live too_many_audiences"),
+    _r("POST", "/v1/polls/{poll}/close", staff.close_poll, "staff", "talk", "Close a poll", answer=Tally,
+       refusals="not_live"),
+    # -- trade
+    _r("GET", "/v1/shows/{show}/offers", shows.list_offers, "staff", "trade", "The show's offers",
+       query=PageQuery, answer=Page[Offer]),
+    _r("POST", "/v1/shows/{show}/offers", shows.open_offer, "offer.run", "trade", "Put a product on offer",
+       body=shows.OfferBody, answer=Offer, status=201,
+       refusals="no_promo already_open not_live too_many_audiences"),
+    _r("POST", "/v1/offers/{offer}/close", shows.close_offer, "offer.run", "trade", "End an offer",
+       answer=Offer),
+    _r("GET", "/v1/shows/{show}/benefits", staff.list_benefits, "staff", "trade", "The show's benefits",
+       answer=Page[Benefit]),
+    _r("POST", "/v1/shows/{show}/benefits", staff.open_benefit, "offer.run", "trade", "Open a benefit",
+       body=BenefitInput, answer=Benefit, status=201, refusals="benefit_open not_live too_many_audiences"),
+    _r("GET", "/v1/benefits/{benefit}", staff.read_benefit, "staff", "trade", "A benefit with its numbers",
+       answer=staff.BenefitCard),
+    _r("PATCH", "/v1/benefits/{benefit}", staff.raise_quota, "offer.run", "trade", "Raise a benefit's quota",
+       body=staff.QuotaBody, answer=Benefit, refusals="closed"),
+    _r("GET", "/v1/benefits/{benefit}/claims", staff.list_winners, "member.read", "trade",
+       "Who has it, by rank", query=staff.WinnersQuery, answer=Page[Claim]),
+    _r("POST", "/v1/benefits/{benefit}/pause", staff.pause_benefit, "offer.run", "trade", "Pause a benefit",
+       body=staff.PauseBody, answer=Benefit, refusals="closed"),
+    _r("POST", "/v1/benefits/{benefit}/resume", staff.resume_benefit, "offer.run", "trade",
+       "Go on with a benefit", answer=Benefit, refusals="closed"),
+    _r("POST", "/v1/benefits/{benefit}/close", staff.close_benefit, "offer.run", "trade", "Close a benefit",
+       answer=Benefit),
+    _r("POST", "/v1/shows/{show}/quotes", viewer.create_quote, "public", "trade", "A signed price promise",
+       body=viewer.QuoteBody, answer=Quote, keeps_reply=False, refusals="closed not_eligible members_only"),
+    _r("POST", "/v1/shows/{show}/orders", viewer.place_order, "viewer", "trade", "Order at the quoted price",
+       body=viewer.OrderBody, answer=Placed, status=201,
+       refusals="price_changed key_reused sold_out reserved_out limit_reached "
+       "closed not_eligible members_only not_live"),
+    _r("GET", "/v1/orders", shop.list_orders, "member.read", "trade", "Every order, in the order of placing",
+       query=shop.OrdersQuery, answer=Page[Order]),
+    _r("GET", "/v1/orders/{order}", shop.read_order, "member.read", "trade", "An order with its payments",
+       answer=shop.PaidOrder),
+    _r("POST", "/v1/orders/{order}/refund", shop.refund_order, "member.write", "trade", "Refund a paid order",
+       answer=Order, refusals="not_paid closed"),
+    _r("GET", "/v1/odd-payments", shop.list_odd_payments, "member.read", "trade",
+       "Payments that fit no order", answer=Page[PaymentRow]),
+    _r("GET", "/v1/products", shop.list_products, "staff", "trade", "Products", query=shop.ProductQuery,
+       answer=Page[Product]),
+    _r("POST", "/v1/products", shop.create_product, "catalog.write", "trade", "Add a product",
+       body=ProductInput, answer=Product, status=201, refusals="sku_taken"),
+    _r("GET", "/v1/products/{product}", shop.read_product, "staff", "trade", "A product with its price list",
+       answer=shop.ProductCard),
+    _r("PATCH", "/v1/products/{product}", shop.update_product, "catalog.write", "trade", "Change a product",
+       body=ProductPatch, answer=Product),
+    _r("POST", "/v1/products/{product}/prices", shop.add_price, "catalog.write", "trade",
+       "Add a line to the price list", body=shop.PriceBody, answer=PriceEntry, status=201),
+    _r("DELETE", "/v1/prices/{price}", shop.end_price, "catalog.write", "trade",
+       "End a line of a price list"),
+    # -- the shop's server
+    _r("PUT", "/v1/members", shop.feed_members, "member.write", "shop", "Feed members in", body=shop.FeedBody,
+       answer=shop.FeedAnswer),
+    _r("POST", "/v1/tokens", shop.mint_token, "member.write", "shop", "A viewer token for a member",
+       body=shop.MintBody, answer=shop.Minted, status=201, keeps_reply=False, refusals="not_found"),
+    _r("POST", "/v1/plans", shop.create_plan, "catalog.write", "shop", "Put a plan on sale", body=PlanInput,
+       answer=Plan, status=201),
+    _r("PATCH", "/v1/plans/{plan}", shop.update_plan, "catalog.write", "shop",
+       "Take a plan off sale, or put it back", body=shop.PlanPatch, answer=Plan),
+    # -- members
+    _r("GET", "/v1/members", shop.list_members, "member.read", "members", "Members, newest first",
+       query=shop.MemberQuery, answer=Page[shop.MemberRow], refusals="invalid_phone"),
+    _r("GET", "/v1/members/{member}", shop.read_member, "member.read", "members", "One member",
+       answer=shop.MemberCard),
+    _r("GET", "/v1/members/{member}/orders", shop.list_member_orders, "member.read", "members",
+       "A member's orders", query=PageQuery, answer=Page[Order]),
+    _r("GET", "/v1/members/{member}/benefits", shop.list_member_benefits, "member.read", "members",
+       "What a member has won", answer=Page[Claim]),
+    _r("GET", "/v1/members/{member}/tags", shop.list_member_tags, "member.read", "members",
+       "A member's tags with their evidence", answer=Page[Tag]),
+    _r("GET", "/v1/shows/{show}/tags", staff.list_show_tags, "member.read", "members",
+       "Tags that a show taught", query=PageQuery, answer=Page[Tag]),
+    # -- reports
+    _r("GET", "/v1/shows/{show}/live", shows.read_live_numbers, "staff", "reports",
+       "Viewers, comments, claims, sales now", answer=LiveNumbers),
+    _r("GET", "/v1/shows/{show}/report", shows.read_report, "report.read", "reports", "The end card",
+       answer=EndCard),
+    _r("GET", "/v1/audit", staff.list_audit, "report.read", "reports", "The audit log",
+       query=staff.AuditQuery, answer=Page[Act]),
+    # -- accounts
+    _r("GET", "/v1/staff/me", staff.read_staff_me, "staff", "accounts", "Who one is, as staff",
+       answer=staff.StaffMe),
+    _r("GET", "/v1/staff", staff.list_staff, "staff.write", "accounts", "Staff accounts",
+       answer=Page[StaffAccount]),
+    _r("POST", "/v1/staff", staff.create_staff, "staff.write", "accounts", "Make a staff account",
+       body=staff.StaffInput, answer=StaffAccount, status=201, refusals="not_found"),
+    _r("POST", "/v1/staff/{staff}/links", staff.create_staff_link, "staff.write", "accounts",
+       "A one-time sign-in link", answer=staff.SignInLink, status=201, keeps_reply=False),
+    _r("POST", "/v1/staff/{staff}/disable", staff.disable_staff, "staff.write", "accounts",
+       "Shut a staff account", answer=StaffAccount),
+    _r("GET", "/v1/api-keys", staff.list_api_keys, "staff.write", "accounts", "API keys",
+       answer=Page[ApiKey]),
+    _r("POST", "/v1/api-keys", staff.create_api_key, "staff.write", "accounts", "Make an API key",
+       body=staff.KeyInput, answer=staff.KeyMade, status=201, keeps_reply=False),
+    _r("DELETE", "/v1/api-keys/{key}", staff.revoke_api_key, "staff.write", "accounts", "End an API key"),
+    # -- webhooks
+    _r("POST", "/v1/payments/sandbox/webhook", webhooks.note_sandbox_payment, "public", "webhooks",
+       "A payment succeeded at the sandbox", body=webhooks.PaymentNews, answer=webhooks.PaymentNoted,
+       keeps_reply=False, signed=True, refusals="bad_signature not_found"),
+    # -- service
+    _r("GET", "/healthz", service.health, "public", "service", "The process answers", answer=service.Health),
+    _r("GET", "/readyz", service.readiness, "public", "service", "The stores answer, too",
+       answer=service.Health),
+    _r("GET", "/metrics", service.metrics, "public", "service", "Prometheus' metrics of this process",
+       answer=str, media="text/plain"),
+    _r("GET", "/openapi.json", service.openapi_document, "public", "service", "This description",
+       answer=dict[str, Any]),
+    _r("GET", "/asyncapi.json", service.asyncapi_document, "public", "service",
+       "The description of the socket", answer=dict[str, Any]),
+    _r("GET", "/docs", service.docs_page, "public", "service", "Both descriptions, to be read", answer=str,
+       media="text/html"),
+)  # fmt: skip
+
+
+def http_routes(parts: Parts, not_ready: Callable[[], str | None] | None = None) -> list[BaseRoute]:
+    """The API for the app. `not_ready` says why no new work should come to this process."""
+    version, server = service.version(), parts.settings.public_url or None
+    told = Service(
+        openapi=openapi(TABLE, version=version, server=server),
+        asyncapi=asyncapi(version=version, server=server),
+        registry=parts.metrics.registry,
+        count_rate=parts.scripts.load_plain("live", "count_rate"),
+        not_ready=not_ready or (lambda: None),
+    )
+    keep_reply = parts.scripts.load_plain("live", "keep_reply")
+    by_path: dict[str, list[Route]] = defaultdict(list)
+    for route in TABLE:
+        by_path[route.path].append(route)
+    doors: list[BaseRoute] = [
+        StarletteRoute(path, Door(parts, routes, keep_reply, told), name=routes[0].name)
+        for path, routes in by_path.items()
+    ]
+    doors.append(StarletteRoute("/v1/{rest:path}", Door(parts, [], keep_reply, told), name="nothing_here"))
+    return doors

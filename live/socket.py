@@ -1,0 +1,294 @@
+"""One viewer's connection: bytes in to commands, bounded frames to bytes out.
+
+Our own `asyncio.Protocol` over websockets' Sans-I/O `ServerProtocol`, given to uvicorn as its `ws`
+class. Shared frames are written as they are: no extension changes them per viewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from enum import IntEnum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from live import protocol as wire
+from membership.actor import Actor, ShowId
+
+if TYPE_CHECKING:
+    from live.node import Node
+
+log = logging.getLogger("companion.socket")
+
+WRITE_HIGH, WRITE_LOW = 32_768, 16_384  # bytes; the transport's marks
+SKIP_TRANSIENT = 65_536  # bytes waiting: what is only of the moment is skipped
+STATE_ONLY = 262_144  # bytes waiting: events are skipped, healed from the ring when it drains
+DROP = 1_048_576  # bytes waiting: closed 4102
+STALL_S = 5.0  # without progress above the high mark: closed 4102
+COMMANDS_QUEUED_MAX = 16
+STRIKES_MAX = 5  # undecodable frames before 4504
+CLOSE_WAIT_S = 5.0  # for the peer's close frame
+
+
+class Kind(IntEnum):
+    """What a frame carries, for a viewer whose buffer is filling."""
+
+    TRANSIENT = 0  # likes, presence: gone in a moment anyway
+    EVENTS = 1  # numbered; a skipped one is sent later from the ring
+    STATE = 2  # latest wins
+    PERSONAL = 3  # answers and notices: never skipped
+
+
+class Socket(asyncio.Protocol):
+    """A connection of one viewer to one show on this node."""
+
+    __slots__ = (
+        "actor",
+        "at",
+        "behind",
+        "client",
+        "closing",
+        "commands",
+        "connections",
+        "cookies",
+        "expires_at",
+        "guest",
+        "hello_id",
+        "joined",
+        "joining",
+        "made_at",
+        "mask",
+        "node",
+        "partial",
+        "paused",
+        "pinged_at",
+        "public_id",
+        "refresh_by",
+        "seen_at",
+        "show",
+        "skipped",
+        "stalled_at",
+        "strikes",
+        "tokens",
+        "tokens_at",
+        "transport",
+        "voted",
+        "watch_from",
+        "working",
+        "ws",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, connections: set[Any]) -> None:
+        self.node = node
+        self.connections = connections
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.ws = ServerProtocol(
+            origins=None,
+            subprotocols=[Subprotocol(wire.SUBPROTOCOL)],
+            max_size=wire.COMMAND_BYTES_MAX,
+            logger=node.ws_log,
+        )
+        self.show: ShowId | None = None
+        self.actor: Actor | None = None
+        self.public_id = ""
+        self.mask = 0  # audience bits of the class this viewer is in
+        self.joined = False
+        self.joining = False  # hello received, not yet answered
+        self.closing = False
+        self.behind: int | None = None  # last seq written when events began to be skipped
+        self.at = -1  # last seq sent outside the beat (healed, resynced)
+        self.skipped = 0
+        self.stalled_at: float | None = None  # since when the buffer is above the high mark
+        self.commands: deque[bytes] = deque()
+        self.working = False
+        self.partial: list[bytes] | None = None  # fragments of one text message
+        self.strikes = 0
+        self.made_at = self.seen_at = node.now()
+        self.pinged_at = 0.0  # 0: no ping waits for its answer
+        self.expires_at: float | None = None  # wall clock, s
+        self.refresh_by: float | None = None
+        self.voted: str | None = None  # the poll this viewer's ballot is in
+        self.watch_from: int | None = None  # ms, wall clock
+        self.tokens, self.tokens_at = float(node.commands_burst), self.made_at
+        self.cookies = ""
+        self.client = ""
+        self.guest = ""
+        self.hello_id: int | None = None
+        self.paused = False
+
+    # -- from the transport ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        peer = self.transport.get_extra_info("peername")
+        self.client = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        self.closing = True
+        self.node.left(self)
+        self.commands.clear()
+
+    def pause_writing(self) -> None:
+        self.stalled_at = self.node.now()
+
+    def resume_writing(self) -> None:
+        self.stalled_at = None
+        if self.behind is not None:
+            self.node.heal(self)
+
+    def eof_received(self) -> bool:
+        self.ws.receive_eof()
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing and self.ws.state is not OPEN:
+            self.ws.receive_data(data)
+            self._flush_protocol()
+            return
+        self.ws.receive_data(data)
+        self.seen_at = self.node.now()
+        self.pinged_at = 0.0
+        for event in self.ws.events_received():
+            if isinstance(event, Request):
+                self._handshake(event)
+            elif not isinstance(event, Frame):
+                continue
+            elif event.opcode is Opcode.TEXT or event.opcode is Opcode.CONT:
+                self._text(bytes(event.data), event.opcode is Opcode.TEXT, event.fin)
+            elif event.opcode is Opcode.BINARY:
+                self.close(wire.BAD_PROTOCOL)
+            elif event.opcode is Opcode.CLOSE:
+                self.closing = True
+        self._flush_protocol()
+
+    def _flush_protocol(self) -> None:
+        """Write what the protocol itself has to say (handshake, pong, close)."""
+        for data in self.ws.data_to_send():
+            if data:
+                self.transport.write(data)
+            else:
+                self.closing = True
+                self.transport.close()
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def _handshake(self, request: Request) -> None:
+        path = request.path.partition("?")[0].split("/")
+        if len(path) != 5 or path[1:3] != ["v1", "shows"] or path[4] != "socket" or len(path[3]) > 64:
+            self._reject(HTTPStatus.NOT_FOUND, "No socket lives here; try /v1/shows/{show}/socket.\n")
+            return
+        origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
+        if origin is not None and not self.node.origin_allowed(origin, host):
+            self._reject(HTTPStatus.FORBIDDEN, "This Origin may not open a socket here.\n")
+            return
+        wait_s = self.node.admit()
+        if wait_s:
+            self._reject(HTTPStatus.SERVICE_UNAVAILABLE, "Too many are joining at once.\n", wait_s)
+            return
+        response = self.ws.accept(request)
+        self.ws.send_response(response)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._flush_protocol()
+            self.transport.close()
+            return
+        self.show = ShowId(path[3])
+        self.cookies = request.headers.get("Cookie", "")[:4096]
+        self.client = self.node.client_address(self.client, request.headers.get("X-Forwarded-For"))
+        self.node.opened(self)
+
+    def _reject(self, status: HTTPStatus, text: str, retry_after_s: int | None = None) -> None:
+        response = self.ws.reject(status, text)
+        if retry_after_s is not None:
+            response.headers["Retry-After"] = str(retry_after_s)
+        self.ws.send_response(response)
+        self._flush_protocol()
+        self.closing = True
+        self.transport.close()
+
+    def _text(self, data: bytes, first: bool, fin: bool) -> None:
+        if not fin or self.partial is not None:
+            if first:
+                self.partial = []
+            if self.partial is None:
+                return
+            self.partial.append(data)
+            if not fin:
+                return
+            data, self.partial = b"".join(self.partial), None
+        if self.closing:
+            return
+        self.commands.append(data)
+        if not self.working:
+            self.working = True
+            self.node.spawn(self._work())
+        elif len(self.commands) >= COMMANDS_QUEUED_MAX and not self.paused:
+            self.paused = True
+            self.transport.pause_reading()
+
+    async def _work(self) -> None:
+        """One viewer's commands, in order."""
+        try:
+            while self.commands and not self.closing:
+                await self.node.received(self, self.commands.popleft())
+                if self.paused and len(self.commands) < COMMANDS_QUEUED_MAX // 2:
+                    self.paused = False
+                    if not self.transport.is_closing():
+                        self.transport.resume_reading()
+        except Exception:
+            log.exception("a command failed")
+            self.close(wire.SERVER_ERROR)
+        finally:
+            self.working = False
+
+    # -- outwards ----------------------------------------------------------------------------------
+
+    def send(self, data: bytes, kind: Kind) -> bool:
+        """Write one prepared frame; False when it was skipped because this viewer is slow.
+
+        With uvloop the buffer holds what this pass of the loop wrote, so what is checked is the size
+        before the write.
+        """
+        if self.closing:
+            return False
+        waiting = self.transport.get_write_buffer_size()
+        if waiting > SKIP_TRANSIENT:
+            if waiting > DROP:
+                self.close(wire.SLOW)
+                return False
+            if kind is Kind.TRANSIENT or (kind is Kind.EVENTS and waiting > STATE_ONLY):
+                self.skipped += 1
+                return False
+        self.transport.write(data)
+        return True
+
+    def tell(self, *messages: Any) -> None:
+        """Personal messages, in a frame of their own."""
+        self.send(wire.message_frame(*messages), Kind.PERSONAL)
+
+    def close(self, code: int, reason: str | None = None) -> None:
+        """Say why, then close. A slow viewer's socket is cut: its close frame would never arrive."""
+        if self.closing or self.ws.state is not OPEN:
+            return
+        self.closing = True
+        self.node.closed(self, code)
+        self.ws.send_close(code, (reason or wire.CLOSE_CODES.get(code, ""))[:120])
+        self._flush_protocol()
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.5 if code == wire.SLOW else CLOSE_WAIT_S, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """uvicorn asks every connection to end; ours were drained before."""
+        if self.ws.state is OPEN and not self.closing:
+            self.close(wire.DRAIN)
+        else:
+            self.transport.close()

@@ -1,0 +1,334 @@
+// Buying: how many, where to, and why this price; then the payment page and back to the same show.
+
+import { signal } from "@preact/signals";
+import { useEffect, useId, useRef, useState } from "preact/hooks";
+
+import { ask } from "./actions.js";
+import { call, get, once, post } from "./api.js";
+import { Countdown, Picture, Prices } from "./deck.js";
+import { Icon, html } from "./dom.js";
+import { Price, money, phone } from "./format.js";
+import { orderId, pay } from "./join.js";
+import { Busy, Field, Sheet, openSheet } from "./sheet.js";
+import { boot, card, isMember, isPlan, offers, orderNews, piecesLeft, planSaves, priceFor, sheet, tick, toast, you } from "./state.js";
+import { refusalText, t } from "./words.js";
+
+const QUANTITY_MAX = 99;
+const QUOTE_SLACK_MS = 5_000; // a quote about to end is asked for anew
+const keys = new Map();
+const addresses = signal(null); // null: not read yet
+const chosenAddress = signal(null);
+
+async function readAddresses() {
+  const answer = await get("/v1/me/addresses");
+  addresses.value = answer.items;
+  chosenAddress.value ??= addresses.value[0]?.id ?? null;
+}
+
+const showId = () => encodeURIComponent(card.value.id ?? boot.show.id);
+
+/** The signed quote for what is in the sheet: asked for again when the number, the person or its end changes. */
+function useQuote(offer, quantity) {
+  const [quote, setQuote] = useState(null);
+  const [error, setError] = useState("");
+  const [turn, setTurn] = useState(0);
+  const plan = isPlan.value;
+  const person = you.value.id;
+  useEffect(() => {
+    let gone = false;
+    // Half a second of quiet, so that a thumb on the plus asks once.
+    const timer = setTimeout(
+      async () => {
+        try {
+          const answer = await post(`/v1/shows/${showId()}/quotes`, { lines: [{ offer: offer.id, quantity }] });
+          if (gone) return;
+          setQuote({ ...answer, quantity });
+          setError("");
+        } catch (refusal) {
+          if (gone) return;
+          setQuote(null);
+          setError(refusalText(refusal));
+        }
+      },
+      quote ? 400 : 0,
+    );
+    return () => {
+      gone = true;
+      clearTimeout(timer);
+    };
+  }, [offer.id, quantity, plan, person, turn, offer.status]);
+  const ends = quote?.expires_at ?? null;
+  const stale = ends !== null && ends - QUOTE_SLACK_MS < tick.value;
+  useEffect(() => {
+    if (stale) setTurn((old) => old + 1);
+  }, [stale]);
+  return [quote, error, () => setTurn((old) => old + 1)];
+}
+
+export function BuySheet() {
+  const offer = offers.value.find((one) => one.id === sheet.value.offer);
+  if (!offer) return html`<${Sheet} title=${t("buy.title")}><p class="empty">${t("refused.closed")}</p><//>`;
+  return html`<${BuyForm} offer=${offer} />`;
+}
+
+function BuyForm({ offer }) {
+  const [quantity, setQuantity] = useState(1);
+  const [why, setWhy] = useState(false);
+  const [adding, setAdding] = useState(false);
+  const [busy, setBusy] = useState(false);
+  const [failed, setFailed] = useState("");
+  const [quote, quoteError, requote] = useQuote(offer, quantity);
+  const pieces = piecesLeft(offer);
+  const most = Math.max(1, Math.min(QUANTITY_MAX, offer.per_person ?? QUANTITY_MAX, pieces ?? QUANTITY_MAX));
+  const member = isMember.value;
+
+  useEffect(() => {
+    if (member && addresses.value === null) readAddresses().catch((error) => setFailed(refusalText(error)));
+  }, [member]);
+  useEffect(() => {
+    if (quantity > most) setQuantity(most);
+  }, [most]);
+
+  const fresh = quote && quote.quantity === quantity ? quote : null;
+  const saves = planSaves(offer) * quantity;
+
+  const place = async () => {
+    if (!fresh || busy) return;
+    const address = chosenAddress.value;
+    setBusy(true);
+    setFailed("");
+    try {
+      const { token } = fresh;
+      const placed = await once(keys, ["order", token, address], (key) =>
+        post(`/v1/shows/${showId()}/orders`, { quote: token, address, key }, { key }),
+      );
+      const order = orderId(placed);
+      orderNews.value = { ...orderNews.value, [order]: { ...placed, order, lines: [{ name: offer.product.name }] } };
+      await pay(order).catch((error) => {
+        toast(refusalText(error), "bad"); // placed and held: the payment can be begun from the order
+        openSheet("mine", { tab: "orders" });
+      });
+    } catch (error) {
+      setBusy(false);
+      setFailed(refusalText(error));
+      if (["price_changed", "quote_expired", "closed", "bad_quote"].includes(error.code)) requote();
+    }
+  };
+
+  const submit = () => {
+    if (!member) {
+      ask("buy", {}, () => openSheet("buy", { offer: offer.id }));
+      return;
+    }
+    if (!chosenAddress.value) {
+      setAdding(true);
+      return;
+    }
+    place();
+  };
+
+  if (adding) {
+    return html`<${AddressForm}
+      onBack=${() => setAdding(false)}
+      onDone=${() => setAdding(false)}
+    />`;
+  }
+  const address = (addresses.value ?? []).find((one) => one.id === chosenAddress.value);
+  const line = fresh?.lines?.[0];
+  const total = fresh ? fresh.total_fen : null;
+  const foot = html`<div class="stack" style=${{ "--gap": "8px" }}>
+    ${(failed || quoteError) && html`<p class="field__error" role="alert">${failed || quoteError}</p>`}
+    <div class="row row--apart">
+      <div class="total" aria-live="polite">
+        <span class="small muted">${t("buy.total")}</span>
+        ${total === null ? html`<span class="price muted">${money(priceFor(offer).fen * quantity)}</span>` : html`<${Price} minor=${total} />`}
+      </div>
+      <${Busy} busy=${busy} large block=${false} disabled=${member && (!fresh || pieces === 0)} onClick=${submit} data-focus>
+        ${!member ? t("buy.sign") : !chosenAddress.value ? t("buy.address.add") : t("buy.place")}
+      <//>
+    </div>
+  </div>`;
+  return html`<${Sheet} title=${t("buy.title")} foot=${foot}>
+    <div class="stack" style=${{ "--gap": "16px" }}>
+      <div class="row" style=${{ "--gap": "12px", alignItems: "flex-start" }}>
+        <${Picture} product=${offer.product} big />
+        <div class="grow stack" style=${{ "--gap": "6px" }}>
+          <h3>${offer.product.name}</h3>
+          <p class="small muted">${[offer.product.short, offer.product.unit].filter(Boolean).join(" · ")}</p>
+          <${Prices} offer=${offer} />
+        </div>
+      </div>
+      ${offer.closes_at &&
+      html`<div class="stack" style=${{ "--gap": "2px" }}>
+        <p class="small row"><${Icon} name="clock" />${t("deal.ends")} <${Countdown} until=${offer.closes_at} /></p>
+        <p class="tiny muted">${t("clock.note")}</p>
+      </div>`}
+      <${Saving} meter=${fresh?.plan_saves} guess=${saves} />
+      <div class="row row--apart">
+        <span class="field__label" id="quantity-label">${t("buy.quantity")}${offer.per_person ? html` <span class="muted">${t("buy.limit", { n: offer.per_person })}</span>` : ""}</span>
+        <div class="stepper" role="group" aria-labelledby="quantity-label">
+          <button type="button" class="icon-button" disabled=${quantity <= 1} onClick=${() => setQuantity(quantity - 1)} aria-label=${t("buy.less")}><${Icon} name="minus" /></button>
+          <output class="stepper__value" aria-live="polite">${quantity}</output>
+          <button type="button" class="icon-button" disabled=${quantity >= most} onClick=${() => setQuantity(quantity + 1)} aria-label=${t("buy.more")}><${Icon} name="plus" /></button>
+        </div>
+      </div>
+      ${member && html`<${AddressChoice} address=${address} onAdd=${() => setAdding(true)} />`}
+      ${fresh &&
+      html`<section class="bill">
+        <dl class="pairs">
+          <dt>${t("buy.unit")}</dt><dd>${money(line?.unit_fen ?? 0)} × ${quantity}</dd>
+          <dt>${t("buy.goods")}</dt><dd>${money(fresh.goods_fen)}</dd>
+          <dt>${t("buy.freight")}</dt><dd>${fresh.freight_fen ? money(fresh.freight_fen) : t("buy.freight.free")}</dd>
+        </dl>
+        <button type="button" class="link-button small" aria-expanded=${why} onClick=${() => setWhy(!why)}>${t("buy.why")}</button>
+        ${why && html`<${Why} line=${line} />`}
+      </section>`}
+      ${offer.product.gift_text && html`<p class="small row"><${Icon} name="gift" />${t("deal.gift", { gift: offer.product.gift_text })}</p>`}
+      <p class="tiny muted">${t("buy.hold")}</p>
+    </div>
+  <//>`;
+}
+
+/** What a plan would save on this order: the parts apart, and their sum against the plan's fee. */
+function Saving({ meter, guess }) {
+  const sum = meter?.total_fen ?? guess;
+  if (!(sum > 0) || isPlan.value) return null;
+  const parts = meter
+    ? [
+        ["buy.saves.goods", meter.goods_fen],
+        ["buy.saves.freight", meter.freight_fen],
+        ["buy.saves.gift", meter.gift_fen],
+      ].filter(([, fen]) => fen > 0)
+    : [];
+  return html`<button type="button" class="saving" onClick=${() => openSheet("join")}>
+    <span class="grow">
+      ${t("buy.saves", { sum: money(sum) })}
+      ${parts.length > 1 && html`<span class="tiny saving__parts num">${parts.map(([key, fen]) => t(key, { sum: money(fen) })).join(" · ")}</span>`}
+      ${meter?.fee_fen &&
+      html`<span class="bar saving__bar" style=${{ "--part": Math.min(1, sum / meter.fee_fen) }} aria-hidden="true"><i class="bar__fill"></i></span>
+        <span class="tiny num">${t("buy.saves.fee", { sum: money(sum), fee: money(meter.fee_fen), name: meter.plan_name })}</span>`}
+    </span>
+    <strong>${t("buy.join")}</strong>
+  </button>`;
+}
+
+/** Every candidate that was looked at, and which one won. */
+function Why({ line }) {
+  const candidates = [...(line?.candidates ?? [])].sort((a, b) => a.unit_fen - b.unit_fen);
+  const winner = line?.winner;
+  return html`<ul class="why">
+      ${candidates.map(
+        (one) => html`<li key=${one.kind} class=${one.kind === winner ? "why__won" : ""}>
+          <span>${t(`candidate.${one.kind}`)}</span><span class="num">${money(one.unit_fen)}</span>${one.kind === winner && html`<span class="badge badge--ok">${t("buy.lowest")}</span>`}
+        </li>`,
+      )}
+    </ul>
+    <p class="tiny muted">${t("buy.why.rule")}</p>`;
+}
+
+function AddressChoice({ address, onAdd }) {
+  const [open, setOpen] = useState(false);
+  const list = addresses.value ?? [];
+  if (addresses.value === null) return html`<div class="skeleton" style=${{ height: "64px" }}></div>`;
+  if (!list.length) {
+    return html`<button type="button" class="option" onClick=${onAdd}><${Icon} name="plus" /><span>${t("address.first")}</span></button>`;
+  }
+  if (!open && address) {
+    return html`<button type="button" class="option" onClick=${() => setOpen(true)} aria-label=${t("address.change")}>
+      <span class="grow"><strong>${address.name}</strong> <span class="num muted">${phone(address.phone)}</span><br /><span class="small">${address.region} ${address.detail}</span></span>
+      <${Icon} name="down" />
+    </button>`;
+  }
+  const drop = async (one) => {
+    try {
+      await call("DELETE", `/v1/me/addresses/${encodeURIComponent(one.id)}`);
+      addresses.value = list.filter((other) => other !== one);
+      if (chosenAddress.value === one.id) chosenAddress.value = addresses.value[0]?.id ?? null;
+    } catch (error) {
+      toast(refusalText(error), "bad");
+    }
+  };
+  return html`<div class="stack" role="radiogroup" aria-label=${t("address.label")} style=${{ "--gap": "8px" }}>
+    ${list.map(
+      (one) => html`<div class="row" key=${one.id}>
+        <label class="option grow">
+          <input
+            type="radio"
+            name="address"
+            checked=${one.id === chosenAddress.value}
+            onChange=${() => {
+              chosenAddress.value = one.id;
+              setOpen(false);
+            }}
+          />
+          <span class="grow"><strong>${one.name}</strong> <span class="num muted">${phone(one.phone)}</span><br /><span class="small">${one.region} ${one.detail}</span></span>
+        </label>
+        <button type="button" class="icon-button" onClick=${() => drop(one)} aria-label=${t("address.remove", { name: one.name })}><${Icon} name="close" /></button>
+      </div>`,
+    )}
+    <button type="button" class="button button--quiet" onClick=${onAdd}><${Icon} name="plus" />${t("address.add")}</button>
+  </div>`;
+}
+
+const FIELDS = [
+  { name: "name", autocomplete: "name", max: 40 },
+  { name: "phone", autocomplete: "tel", max: 24, type: "tel", inputmode: "tel" },
+  { name: "region", autocomplete: "address-level1", max: 60 },
+  { name: "detail", autocomplete: "street-address", max: 120 },
+];
+
+export function AddressForm({ onBack, onDone }) {
+  const id = useId();
+  const form = useRef();
+  const [busy, setBusy] = useState(false);
+  const [errors, setErrors] = useState({});
+  const submit = async (event) => {
+    event?.preventDefault();
+    if (busy) return;
+    const body = Object.fromEntries(FIELDS.map(({ name }) => [name, form.current.elements[name].value.trim()]));
+    const empty = Object.fromEntries(Object.entries(body).filter(([, value]) => !value).map(([name]) => [name, t(`address.${name}.needed`)]));
+    setErrors(empty);
+    if (Object.keys(empty).length) {
+      form.current.elements[Object.keys(empty)[0]].focus();
+      return;
+    }
+    setBusy(true);
+    try {
+      const one = await once(keys, ["address", body], (key) => post("/v1/me/addresses", body, { key }));
+      addresses.value = [one, ...(addresses.value ?? []).filter((other) => other.id !== one.id)];
+      chosenAddress.value = one.id;
+      onDone();
+    } catch (error) {
+      const field = error.code === "invalid_phone" ? "phone" : (error.details.field ?? "detail");
+      setErrors({ [field]: refusalText(error) });
+    } finally {
+      setBusy(false);
+    }
+  };
+  return html`<${Sheet}
+    title=${t("address.add")}
+    onBack=${onBack}
+    foot=${html`<${Busy} busy=${busy} large onClick=${submit}>${t("address.save")}<//>`}
+  >
+    <form class="stack" ref=${form} onSubmit=${submit} novalidate>
+      ${FIELDS.map(
+        ({ name, autocomplete, max, type, inputmode }, i) => html`<${Field} key=${name} id=${`${id}-${name}`} label=${t(`address.${name}`)} error=${errors[name]}>
+          <input
+            id=${`${id}-${name}`}
+            class="input"
+            name=${name}
+            type=${type ?? "text"}
+            inputmode=${inputmode}
+            autocomplete=${autocomplete}
+            maxlength=${max}
+            placeholder=${t(`address.${name}.example`)}
+            aria-invalid=${errors[name] ? "true" : null}
+            aria-describedby=${errors[name] ? `${id}-${name}-error` : null}
+            data-focus=${i === 0 ? "" : null}
+          />
+        <//>`,
+      )}
+      <button type="submit" class="visually-hidden" tabindex="-1">${t("address.save")}</button>
+    </form>
+  <//>`;
+}

@@ -1,0 +1,115 @@
+"""Delivery addresses of a member. An order keeps a copy of its own."""
+
+from __future__ import annotations
+
+import msgspec
+from psycopg.rows import DictRow
+
+from membership.actor import AddressId, MemberId, is_id, new_id
+from membership.line import clean_line
+from membership.members import NoSuchMember, parse_phone
+from membership.refusal import BadRequest, NotFound, Refusal
+from membership.transaction import Connection, Transaction
+
+ADDRESSES_MAX = 20  # a member
+NAME_MAX, REGION_MAX, DETAIL_MAX = 40, 60, 120  # code points
+
+
+class InvalidAddress(BadRequest):
+    """An address needs a name, a mobile number, a region and the street."""
+
+    code = "invalid_address"
+
+
+class TooManyAddresses(Refusal):
+    """A member keeps at most 20 addresses; remove one first."""
+
+    code = "limit_reached"
+
+
+class NoSuchAddress(NotFound):
+    """There is no such address."""
+
+
+class AddressInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    phone: str
+    region: str  # 浙江省 杭州市 西湖区
+    detail: str
+
+
+class Address(msgspec.Struct, frozen=True):
+    id: AddressId
+    name: str
+    phone: str  # E.164
+    region: str
+    detail: str
+
+
+def check_address(given: AddressInput) -> AddressInput:
+    """The address as it is kept. Raises InvalidAddress naming the field, or InvalidPhone."""
+    kept = {}
+    for field, length_max in (("name", NAME_MAX), ("region", REGION_MAX), ("detail", DETAIL_MAX)):
+        text = clean_line(getattr(given, field))
+        if not 1 <= len(text) <= length_max:
+            raise InvalidAddress(f"{field} has 1–{length_max} characters.", field=field)
+        kept[field] = text
+    return AddressInput(phone=parse_phone(given.phone), **kept)
+
+
+def _address(row: DictRow) -> Address:
+    return Address(AddressId(str(row["id"])), row["name"], row["phone"], row["region"], row["detail"])
+
+
+class Addresses:
+    async def list(self, conn: Connection, member: MemberId) -> tuple[Address, ...]:
+        """Newest first."""
+        rows = await (
+            await conn.execute(
+                "SELECT id, name, phone, region, detail FROM addresses WHERE member_id = %s ORDER BY id DESC",
+                (member,),
+            )
+        ).fetchall()
+        return tuple(_address(row) for row in rows)
+
+    async def add(self, t: Transaction, member: MemberId, given: AddressInput) -> Address:
+        """Keep an address; the same one twice is kept once. Raises InvalidAddress, TooManyAddresses."""
+        kept = check_address(given)
+        # one at a time a member, so that twenty stay twenty
+        locked = await t.conn.execute(
+            "SELECT 1 FROM members WHERE id = %s AND erased_at IS NULL FOR NO KEY UPDATE", (member,)
+        )
+        if await locked.fetchone() is None:
+            raise NoSuchMember
+        held = await self.list(t.conn, member)
+        for address in held:
+            if AddressInput(address.name, address.phone, address.region, address.detail) == kept:
+                return address
+        if len(held) >= ADDRESSES_MAX:
+            raise TooManyAddresses
+        made = Address(AddressId(new_id()), kept.name, kept.phone, kept.region, kept.detail)
+        await t.conn.execute(
+            "INSERT INTO addresses (id, member_id, name, phone, region, detail)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            (made.id, member, made.name, made.phone, made.region, made.detail),
+        )
+        return made
+
+    async def get(self, conn: Connection, member: MemberId, address: AddressId) -> Address:
+        """Raises NoSuchAddress, also for somebody else's."""
+        row = None
+        if is_id(address):
+            row = await (
+                await conn.execute(
+                    "SELECT id, name, phone, region, detail FROM addresses WHERE member_id = %s AND id = %s",
+                    (member, address),
+                )
+            ).fetchone()
+        if row is None:
+            raise NoSuchAddress
+        return _address(row)
+
+    async def remove(self, t: Transaction, member: MemberId, address: AddressId) -> None:
+        """Raises NoSuchAddress, also for somebody else's."""
+        await self.get(t.conn, member, address)
+        await t.conn.execute("DELETE FROM addresses WHERE member_id = %s AND id = %s", (member, address))

@@ -1,0 +1,475 @@
+"""Paid membership: the plans on sale, trials, and the terms that members have started.
+
+A term is one started period. Renewing early adds a term that begins where the last one ends; nothing but
+a refund, a conversion or erasing ends one before its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+from psycopg.rows import DictRow
+
+from membership.actor import MemberId, PaymentId, PlanId, ShowId, is_id, new_id
+from membership.line import clean_line
+from membership.members import NoSuchMember, parse_phone
+from membership.notices import Notices
+from membership.refusal import BadRequest, KeyReused, NotFound, Refusal
+from membership.transaction import Connection, Transaction
+
+TRIAL_DAYS = 7
+POINTS_BONUS_PERCENT = 20
+FEE_FEN_MAX = 10_000_000  # 100,000 yuan: beyond it somebody typed yuan for fen
+
+
+class NoSuchPlan(NotFound):
+    """There is no such plan."""
+
+
+class TrialUsed(Refusal):
+    """The trial was used before. One a person, over all plans."""
+
+    code = "trial_used"
+
+
+class NoTrial(Refusal):
+    """This plan has no trial."""
+
+    code = "not_eligible"
+
+
+class AlreadyMember(Refusal):
+    """A plan is running already."""
+
+    code = "already_member"
+
+
+class PlanInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    fee_fen: int
+    period_months: int
+    trial_days: int = TRIAL_DAYS  # 0: no trial
+    percent: int | None = None  # of the list price, for products without a member price of their own
+    points_bonus_percent: int = POINTS_BONUS_PERCENT
+    free_freight: bool = True
+    gift_text: str = ""
+    gift_value_fen: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    id: PlanId
+    name: str
+    fee_fen: int
+    period_months: int
+    trial_days: int
+    percent: int | None
+    points_bonus_percent: int
+    free_freight: bool
+    gift_text: str
+    gift_value_fen: int
+    on_sale: bool
+
+
+class Term(msgspec.Struct, frozen=True):
+    """One started period of one member."""
+
+    id: str
+    member: MemberId
+    plan: PlanId
+    plan_name: str
+    kind: Literal["trial", "paid"]
+    starts_at: datetime
+    ends_at: datetime  # of this term; where it was cut short, that moment
+    until: datetime  # with the renewals that join on
+    first_paid_start: bool  # guest, registered, trial or lapsed → paid
+    source_show: ShowId | None = None
+
+    @property
+    def trial(self) -> bool:
+        return self.kind == "trial"
+
+
+def _check(given: PlanInput) -> PlanInput:
+    name, gift_text = clean_line(given.name), clean_line(given.gift_text)
+    bounds: tuple[tuple[str, int, int, int], ...] = (
+        ("name", len(name), 1, 40),
+        ("fee_fen", given.fee_fen, 1, FEE_FEN_MAX),
+        ("period_months", given.period_months, 1, 120),
+        ("trial_days", given.trial_days, 0, 60),
+        ("percent", 99 if given.percent is None else given.percent, 1, 99),
+        ("points_bonus_percent", given.points_bonus_percent, 0, 1000),
+        ("gift_text", len(gift_text), 0, 200),
+        ("gift_value_fen", given.gift_value_fen, 0, FEE_FEN_MAX),
+    )
+    for field, value, low, high in bounds:
+        if not low <= value <= high:
+            raise BadRequest(f"{field} is {low}–{high}.", field=field)
+    return msgspec.structs.replace(given, name=name, gift_text=gift_text)
+
+
+_PLAN = """
+    SELECT id, name, fee_fen, period_months, trial_days, percent, points_bonus_percent, free_freight,
+           gift_text, gift_value_fen, on_sale
+    FROM plans
+"""
+
+# `until`: renewals of the same plan begin exactly where the term before them ends
+_TERM = """
+    SELECT t.id, t.member_id, t.plan_id, p.name AS plan_name, t.kind, t.starts_at,
+           coalesce(t.ended_at, t.ends_at) AS ends_at, t.first_paid_start, t.source_show,
+           CASE WHEN t.ended_at IS NOT NULL THEN t.ended_at ELSE (
+               SELECT max(n.ends_at) FROM plan_terms n
+               WHERE n.member_id = t.member_id AND n.plan_id = t.plan_id AND n.kind = t.kind
+                 AND n.ended_at IS NULL AND n.anchor_at = t.anchor_at
+           ) END AS until
+    FROM plan_terms t JOIN plans p ON p.id = t.plan_id
+"""
+
+
+def _plan(row: DictRow) -> Plan:
+    return Plan(**{**row, "id": PlanId(str(row["id"]))})
+
+
+def _term(row: DictRow) -> Term:
+    return Term(
+        id=str(row["id"]),
+        member=MemberId(str(row["member_id"])),
+        plan=PlanId(str(row["plan_id"])),
+        plan_name=row["plan_name"],
+        kind=row["kind"],
+        starts_at=row["starts_at"],
+        ends_at=row["ends_at"],
+        until=row["until"],
+        first_paid_start=row["first_paid_start"],
+        source_show=row["source_show"],
+    )
+
+
+class Plans:
+    """`secret` keys the digests by which a used trial is remembered; `timezone` is the shop's, in which
+    months are counted. `at` in the methods is for records of an earlier moment; left out, the store's clock
+    decides."""
+
+    def __init__(self, notices: Notices, secret: bytes | str, *, timezone: str = "Asia/Shanghai") -> None:
+        self._notices = notices
+        key = secret.encode() if isinstance(secret, str) else secret
+        self._mark_key = hmac.digest(key, b"companion trial marks", "sha256")
+        self._timezone = timezone
+
+    async def all(self, conn: Connection, *, on_sale: bool = True) -> tuple[Plan, ...]:
+        """The plans on sale, cheapest first; or all there ever were."""
+        rows = await (
+            await conn.execute(_PLAN + " WHERE on_sale OR NOT %s ORDER BY fee_fen, id", (on_sale,))
+        ).fetchall()
+        return tuple(_plan(row) for row in rows)
+
+    async def get(self, conn: Connection, plan: PlanId | str) -> Plan:
+        """Raises NoSuchPlan."""
+        row = None
+        if is_id(plan):
+            row = await (await conn.execute(_PLAN + " WHERE id = %s", (plan,))).fetchone()
+        if row is None:
+            raise NoSuchPlan
+        return _plan(row)
+
+    async def create(self, t: Transaction, given: PlanInput) -> Plan:
+        """Put a plan on sale. What members bought does not change later; a new price is a new plan."""
+        kept = _check(given)
+        plan = PlanId(new_id())
+        await t.conn.execute(
+            """
+            INSERT INTO plans (id, name, fee_fen, period_months, trial_days, percent, points_bonus_percent,
+                               free_freight, gift_text, gift_value_fen)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+            """,
+            (
+                plan,
+                kept.name,
+                kept.fee_fen,
+                kept.period_months,
+                kept.trial_days,
+                kept.percent,
+                kept.points_bonus_percent,
+                kept.free_freight,
+                kept.gift_text,
+                kept.gift_value_fen,
+            ),
+        )
+        return await self.get(t.conn, plan)
+
+    async def set_on_sale(self, t: Transaction, plan: PlanId, on_sale: bool) -> Plan:
+        """Take a plan off sale, or put it back. Members who have it keep it."""
+        await self.get(t.conn, plan)
+        await t.conn.execute("UPDATE plans SET on_sale = %s WHERE id = %s", (on_sale, plan))
+        return await self.get(t.conn, plan)
+
+    async def start_trial(
+        self,
+        t: Transaction,
+        member: MemberId,
+        plan: PlanId,
+        phone: str,
+        source_show: ShowId | None = None,
+        *,
+        openid: str | None = None,
+        payer: str | None = None,
+        at: datetime | None = None,
+    ) -> Term:
+        """Trial days of 24 h, to the second. Once a member, phone, OpenID and payer, over all plans.
+
+        Raises TrialUsed, AlreadyMember, NoTrial, NoSuchPlan.
+        """
+        offered = await self.get(t.conn, plan)
+        if not offered.on_sale:
+            raise NoSuchPlan
+        if offered.trial_days == 0:
+            raise NoTrial
+        held = await self._lock(t, member)
+        marks = {("member", str(member)), ("phone", parse_phone(phone))}
+        if held is not None:  # the phone we know counts too, whatever was passed
+            marks.add(("phone", held))
+        if openid:
+            marks.add(("openid", openid))
+        if payer:
+            marks.add(("payer", payer))
+        digests = {(kind, self._mark(kind, value)) for kind, value in marks}
+        used = await t.conn.execute(
+            "SELECT 1 FROM trial_marks WHERE (kind, mark) IN"
+            " (SELECT * FROM unnest(%s::text[], %s::bytea[])) LIMIT 1",
+            ([kind for kind, _ in digests], [mark for _, mark in digests]),
+        )
+        if await used.fetchone() is not None:
+            raise TrialUsed
+        if await self.current(t.conn, member, at=at) is not None:
+            raise AlreadyMember
+        term = new_id()
+        async with t.conn.transaction():  # a savepoint: a refusal leaves no trial without its marks
+            await t.conn.execute(
+                """
+                INSERT INTO plan_terms (id, member_id, plan_id, kind, starts_at, ends_at, anchor_at,
+                                        anchor_months, first_paid_start, source_show)
+                SELECT %(id)s, %(member)s, %(plan)s, 'trial', now.at, now.at + %(days)s * interval '24 hours',
+                       now.at, 0, false, %(show)s
+                FROM (SELECT coalesce(%(at)s::timestamptz, clock_timestamp()) AS at) now
+                """,
+                {
+                    "id": term,
+                    "member": member,
+                    "plan": plan,
+                    "days": offered.trial_days,
+                    "show": source_show,
+                    "at": at,
+                },
+            )
+            for kind, mark in sorted(digests):  # one order for all, so that two cannot deadlock
+                # two members with one phone wait here for each other; the second finds it used
+                marked = await t.conn.execute(
+                    "INSERT INTO trial_marks (kind, mark, term_id) VALUES (%s, %s, %s)"
+                    " ON CONFLICT DO NOTHING",
+                    (kind, mark, term),
+                )
+                if marked.rowcount == 0:
+                    raise TrialUsed
+        self._tell(t, member)
+        return await self._get_term(t.conn, term)
+
+    async def start_paid(
+        self,
+        t: Transaction,
+        member: MemberId,
+        plan: PlanId,
+        payment_id: PaymentId,
+        source_show: ShowId | None = None,
+        *,
+        at: datetime | None = None,
+    ) -> Term:
+        """A paid period, in the payment's own transaction. The same payment is answered by the same term.
+
+        Renewing extends from the end; a running trial converts at once. Raises NoSuchPlan, NoSuchMember,
+        KeyReused when the payment was for something else.
+        """
+        bought = await self.get(t.conn, plan)
+        await self._lock(t, member)
+        seen = await (await t.conn.execute(_TERM + " WHERE t.payment_id = %s", (payment_id,))).fetchone()
+        if seen is not None:
+            term = _term(seen)
+            if (term.member, term.plan) != (member, bought.id):
+                raise KeyReused("This payment started another term.")
+            return term
+        row = await (
+            await t.conn.execute("SELECT coalesce(%s::timestamptz, clock_timestamp()) AS at", (at,))
+        ).fetchone()
+        assert row is not None
+        moment: datetime = row["at"]
+        await t.conn.execute(
+            """
+            UPDATE plan_terms SET ended_at = %(at)s, end_reason = 'converted'
+            WHERE member_id = %(member)s AND kind = 'trial' AND ended_at IS NULL
+              AND starts_at <= %(at)s AND ends_at > %(at)s
+            """,
+            {"member": member, "at": moment},
+        )
+        ahead = await (
+            await t.conn.execute(
+                """
+                SELECT plan_id::text AS plan, ends_at, anchor_at, anchor_months FROM plan_terms
+                WHERE member_id = %s AND kind = 'paid' AND ended_at IS NULL AND ends_at > %s
+                ORDER BY ends_at DESC
+                """,
+                (member, moment),
+            )
+        ).fetchall()
+        last = next((term for term in ahead if term["plan"] == bought.id), None)
+        starts_at = moment if last is None else last["ends_at"]
+        anchor_at = moment if last is None else last["anchor_at"]
+        anchor_months = bought.period_months + (0 if last is None else last["anchor_months"])
+        term_id = new_id()
+        await t.conn.execute(
+            """
+            INSERT INTO plan_terms (id, member_id, plan_id, kind, starts_at, ends_at, anchor_at,
+                                    anchor_months, payment_id, first_paid_start, source_show)
+            VALUES (%(id)s, %(member)s, %(plan)s, 'paid', %(starts_at)s,
+                    (%(anchor_at)s::timestamptz AT TIME ZONE %(zone)s
+                     + make_interval(months => %(months)s)) AT TIME ZONE %(zone)s,
+                    %(anchor_at)s, %(months)s, %(payment)s, %(first)s, %(show)s)
+            """,
+            {
+                "id": term_id,
+                "member": member,
+                "plan": bought.id,
+                "starts_at": starts_at,
+                "anchor_at": anchor_at,
+                "months": anchor_months,
+                "zone": self._timezone,
+                "payment": payment_id,
+                "first": not ahead,
+                "show": source_show,
+            },
+        )
+        self._tell(t, member)
+        return await self._get_term(t.conn, term_id)
+
+    async def end_refunded(
+        self, t: Transaction, payment_id: PaymentId, *, at: datetime | None = None
+    ) -> Term | None:
+        """End the term this payment started, and the access it gave. None when it started none.
+
+        Afterwards the person is registered, not on trial. Running it again changes nothing.
+        """
+        row = await (
+            await t.conn.execute("SELECT id, member_id FROM plan_terms WHERE payment_id = %s", (payment_id,))
+        ).fetchone()
+        if row is None:
+            return None
+        await self._lock(t, MemberId(str(row["member_id"])))
+        await t.conn.execute(
+            """
+            UPDATE plan_terms SET end_reason = 'refunded',
+                   ended_at = greatest(starts_at, coalesce(%s::timestamptz, clock_timestamp()))
+            WHERE id = %s AND ended_at IS NULL
+            """,
+            (at, row["id"]),
+        )
+        self._tell(t, MemberId(str(row["member_id"])))
+        return await self._get_term(t.conn, str(row["id"]))
+
+    async def current(self, conn: Connection, member: MemberId, *, at: datetime | None = None) -> Term | None:
+        """The term that gives access now: a paid one before a trial, then the one that lasts longest."""
+        row = await (
+            await conn.execute(
+                _TERM
+                + """
+                WHERE t.member_id = %(member)s
+                  AND t.starts_at <= coalesce(%(at)s::timestamptz, clock_timestamp())
+                  AND coalesce(t.ended_at, t.ends_at) > coalesce(%(at)s::timestamptz, clock_timestamp())
+                ORDER BY t.kind = 'paid' DESC, until DESC LIMIT 1
+                """,
+                {"member": member, "at": at},
+            )
+        ).fetchone()
+        return None if row is None else _term(row)
+
+    async def terms(self, conn: Connection, member: MemberId) -> tuple[Term, ...]:
+        """Every term of a member, newest first."""
+        rows = await (
+            await conn.execute(_TERM + " WHERE t.member_id = %s ORDER BY t.id DESC LIMIT 200", (member,))
+        ).fetchall()
+        return tuple(_term(row) for row in rows)
+
+    async def points_bonus_percent(self, conn: Connection, member: MemberId) -> int:
+        """What the member's paid plans add to points; a trial adds nothing."""
+        row = await (
+            await conn.execute(
+                """
+                SELECT coalesce(max(p.points_bonus_percent), 0) AS percent
+                FROM plan_terms t JOIN plans p ON p.id = t.plan_id
+                WHERE t.member_id = %s AND t.kind = 'paid' AND t.starts_at <= clock_timestamp()
+                  AND coalesce(t.ended_at, t.ends_at) > clock_timestamp()
+                """,
+                (member,),
+            )
+        ).fetchone()
+        assert row is not None
+        return int(row["percent"])
+
+    async def ending(
+        self,
+        conn: Connection,
+        after: datetime,
+        until: datetime,
+        *,
+        kind: Literal["trial", "paid"] | None = None,
+    ) -> tuple[Term, ...]:
+        """Terms that run out in (after, until] with no renewal behind them, soonest first.
+
+        A job looks back to tell sockets that have lapsed, and ahead to warn a day before.
+        """
+        rows = await (
+            await conn.execute(
+                _TERM  # noqa: S608 - a constant; what comes from outside is a parameter
+                + """
+                WHERE t.ends_at > %(after)s AND t.ends_at <= %(until)s AND t.ended_at IS NULL
+                  AND (%(kind)s::text IS NULL OR t.kind = %(kind)s)
+                  AND NOT EXISTS (SELECT 1 FROM plan_terms n
+                                  WHERE n.member_id = t.member_id AND n.plan_id = t.plan_id
+                                    AND n.starts_at = t.ends_at AND n.ended_at IS NULL)
+                ORDER BY t.ends_at, t.id LIMIT 10000
+                """,
+                {"after": after, "until": until, "kind": kind},
+            )
+        ).fetchall()
+        return tuple(_term(row) for row in rows)
+
+    async def _lock(self, t: Transaction, member: MemberId) -> str | None:
+        """One change of a member's terms at a time. Returns the member's phone."""
+        row = None
+        if is_id(member):
+            row = await (
+                await t.conn.execute(
+                    """
+                    SELECT (SELECT value FROM identifiers
+                            WHERE member_id = m.id AND kind = 'phone' AND ended_at IS NULL) AS phone
+                    FROM members m WHERE m.id = %s AND m.erased_at IS NULL FOR NO KEY UPDATE OF m
+                    """,
+                    (member,),
+                )
+            ).fetchone()
+        if row is None:
+            raise NoSuchMember
+        phone: str | None = row["phone"]
+        return phone
+
+    async def _get_term(self, conn: Connection, term: str) -> Term:
+        row = await (await conn.execute(_TERM + " WHERE t.id = %s", (term,))).fetchone()
+        assert row is not None
+        return _term(row)
+
+    def _mark(self, kind: str, value: str) -> bytes:
+        return hmac.new(self._mark_key, f"{kind}:{value}".encode(), hashlib.sha256).digest()
+
+    def _tell(self, t: Transaction, member: MemberId) -> None:
+        t.after_commit(lambda: self._notices.facts_changed(member))

@@ -1,0 +1,525 @@
+"""Payments: each recorded once, and everything it causes stands or falls with it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from commerce.benefits import BenefitInput, Benefits
+from commerce.orders import NoSuchOrder, NotPaid, OrderClosed, Placed
+from commerce.payments import FoundPayment, Recorded, RefundOver
+from commerce.products import ProductPatch
+from membership.actor import Actor, OrderId, ShowId, new_id
+from membership.plans import Plan
+from membership.refusal import BadRequest, Forbidden, Unavailable
+from tests.commerce.shop_stage import HOST, OPERATOR, Shop
+from tests.conftest import MakeShow
+
+pytestmark = pytest.mark.anyio
+
+
+async def bought(shop: Shop, show: ShowId, **product: Any) -> tuple[Actor, Placed, Any]:
+    buyer, thing = await shop.buyer(), await shop.product(**product)
+    return buyer, await shop.buy(buyer, show, (await shop.open(show, thing), 1)), thing
+
+
+async def state(shop: Shop, order: OrderId) -> str:
+    return str((await shop.rows("SELECT state FROM orders WHERE id = %s", order))[0]["state"])
+
+
+async def open_gift(shop: Shop, show: ShowId, quota: int = 1) -> Benefits:
+    benefits = Benefits(shop.scripts, shop.audiences, shop.notices, shop.members.facts)
+    async with shop.tx() as t:
+        await benefits.open(
+            t, HOST, show, BenefitInput(title="厨房三件套", value_fen=5_900, quota=quota, needs="join")
+        )
+    return benefits
+
+
+# --- starting ---
+
+
+async def test_a_payment_is_started_at_the_orders_total(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    async with shop.tx() as t:
+        url = await shop.payments.start(t, buyer, placed.order)
+    (request,) = shop.provider.asked
+    assert (request.order, request.amount_fen, request.currency) == (placed.order, 12_800, "CNY")
+    assert (request.description, request.show, request.hold_until) == (
+        "有机大米 × 1",
+        show,
+        placed.hold_until,
+    )
+    assert url == f"http://pay.test/ref-{placed.order}-12800"
+    async with shop.tx() as t:
+        assert await shop.payments.start(t, buyer, placed.order) == url
+    assert len(await shop.rows("SELECT ref FROM payment_starts")) == 1
+
+
+async def test_only_an_open_order_is_paid(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    async with shop.tx() as t:
+        with pytest.raises(NoSuchOrder):
+            await shop.payments.start(t, OPERATOR, placed.order)
+    await shop.rows("UPDATE orders SET hold_until = now() RETURNING id")
+    async with shop.tx() as t:
+        with pytest.raises(OrderClosed):
+            await shop.payments.start(t, buyer, placed.order)
+        await shop.orders.cancel(t, buyer, placed.order)
+        with pytest.raises(OrderClosed):
+            await shop.payments.start(t, buyer, placed.order)
+    assert shop.provider.asked == []
+
+
+async def test_at_payment_the_lower_of_the_order_and_now_is_asked(shop: Shop, make_show: MakeShow) -> None:
+    show, plan = await make_show(), await shop.plan()
+    buyer = await shop.buyer()
+    rice = await shop.product(list_fen=5_000, member_fen=4_500)
+    placed = await shop.buy(buyer, show, (await shop.open(show, rice), 1))
+    assert placed.total_fen == 5_800
+    async with shop.tx() as t:
+        await shop.plans.start_trial(t, buyer.member, plan.id, "13900000000")  # type: ignore[arg-type]
+    async with shop.tx() as t:
+        await shop.payments.start(t, await shop.again(buyer), placed.order)
+    assert shop.provider.asked[-1].amount_fen == 4_500  # the member's price, and free freight
+    async with shop.tx() as t:
+        order = await shop.orders.get(t.conn, buyer, placed.order)
+    assert (order.total_fen, order.freight_fen, order.lines[0].winner) == (4_500, 0, "member")
+    assert (await shop.pay(placed.order, 4_500)).outcome == "accepted"
+
+
+async def test_a_price_that_rose_or_fell_after_the_start_changes_nothing(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    buyer, placed, rice = await bought(shop, show)
+    for list_fen in (20_000, 10_000):
+        async with shop.tx() as t:
+            await shop.products.update(t, OPERATOR, rice.id, ProductPatch(list_fen=list_fen))
+            await shop.payments.start(t, buyer, placed.order)
+    assert {request.amount_fen for request in shop.provider.asked} == {12_800}
+
+
+async def test_a_provider_that_is_away_starts_nothing(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+
+    async def away(request: Any) -> Any:
+        raise Unavailable
+
+    monkeypatch.setattr(shop.provider, "create", away)
+    with pytest.raises(Unavailable):
+        async with shop.tx() as t:
+            await shop.payments.start(t, buyer, placed.order)
+    assert await shop.rows("SELECT ref FROM payment_starts") == []
+
+
+# --- recording ---
+
+
+async def test_a_payment_pays_its_order_and_earns_its_points(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, rice = await bought(shop, show, list_fen=5_050)
+    recorded = await shop.pay(placed.order, placed.total_fen)
+    assert (recorded.outcome, recorded.reason, recorded.again) == ("accepted", None, False)
+    async with shop.tx() as t:
+        order = await shop.orders.get(t.conn, buyer, placed.order)
+        balance = await shop.points.balance(t.conn, buyer.member)  # type: ignore[arg-type]
+    assert (order.state, order.freight_fen) == ("paid", 800)
+    assert (balance.active, balance.pending) == (0, 50)  # not for freight
+    assert await shop.stock(rice) == 9
+    states = [note["state"] for note in await shop.notes(buyer) if note["type"] == "order.changed"]
+    assert states == ["placed", "paid"]
+
+
+async def test_a_paid_plan_adds_a_fifth_of_the_points_and_a_trial_does_not(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, plan = await make_show(), await shop.plan()
+    pin = await shop.open(show, await shop.product(list_fen=10_900))
+    on_trial, paying = await shop.buyer(plan.id), await shop.buyer()
+    joined = await shop.join(paying, plan.id, show)
+    await shop.pay(joined.order, joined.total_fen)
+    totals = []
+    for buyer in (on_trial, await shop.again(paying)):
+        placed = await shop.buy(buyer, show, (pin, 1))
+        await shop.pay(placed.order, placed.total_fen)
+        async with shop.tx() as t:
+            totals.append((await shop.points.balance(t.conn, buyer.member)).pending)  # type: ignore[arg-type]
+    assert totals == [109, 130]
+
+
+async def test_a_repeated_webhook_changes_nothing(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+    first = await shop.pay(placed.order, placed.total_fen, "ref")
+    second = await shop.pay(placed.order, placed.total_fen, "ref")
+    assert (second.payment, second.outcome, second.again) == (first.payment, "accepted", True)
+    assert len(await shop.events(show, "order.paid")) == 1
+    assert len(await shop.rows("SELECT id FROM points_entries")) == 1
+
+
+async def test_one_webhook_many_times_at_once_is_one_payment(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+    done = await asyncio.gather(*[shop.pay(placed.order, placed.total_fen, "ref") for _ in range(8)])
+    assert sorted(each.again for each in done) == [False] + [True] * 7
+    assert len({each.payment for each in done}) == 1
+    assert len(await shop.events(show, "order.paid")) == 1
+
+
+async def test_a_second_payment_goes_back(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    done = await asyncio.gather(*[shop.pay(placed.order, placed.total_fen) for _ in range(3)])
+    assert sorted(each.outcome for each in done) == ["accepted", "returned", "returned"]
+    assert {each.reason for each in done} == {None, "second_payment"}
+    async with shop.tx() as t:
+        order = await shop.orders.get(t.conn, buyer, placed.order)
+    assert (order.state, order.returning_fen) == ("paid", 2 * placed.total_fen)
+    notices = [note["code"] for note in await shop.notes(buyer) if note["type"] == "notice"]
+    assert notices == ["payment_returning"] * 2
+
+
+@pytest.mark.parametrize("off", [-1, 1, -12_800])
+async def test_a_wrong_amount_is_kept_apart_and_buys_nothing(
+    shop: Shop, make_show: MakeShow, off: int
+) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+    recorded = await shop.pay(placed.order, placed.total_fen + off)
+    assert (recorded.outcome, recorded.reason) == ("quarantined", "wrong_amount")
+    assert await state(shop, placed.order) == "placed"
+    assert (await shop.pay(placed.order, placed.total_fen)).outcome == "accepted"
+    async with shop.tx() as t:
+        rows = await shop.payments.to_look_at(t.conn, OPERATOR)
+        assert [(row.order, row.reason) for row in rows] == [(placed.order, "wrong_amount")]
+        with pytest.raises(Forbidden):
+            await shop.payments.to_look_at(t.conn, HOST)
+        assert len(await shop.payments.of_order(t.conn, placed.order)) == 2
+        assert await shop.payments.of_order(t.conn, OrderId("x")) == ()
+
+
+@pytest.mark.parametrize("order", ["", "not an order", "01a1fffb-0380-71dd-ac90-4c11d41745bb", "订单" * 500])
+async def test_money_for_an_order_that_is_none_is_kept_apart(shop: Shop, order: str) -> None:
+    recorded = await shop.pay(OrderId(order), 100, "ref")
+    assert (recorded.outcome, recorded.reason, recorded.order) == ("quarantined", "unknown_order", None)
+    assert (await shop.pay(OrderId(order), 100, "ref")).again
+
+
+@pytest.mark.parametrize(
+    ("ref", "amount_fen", "payer"), [("", 1, "p"), ("r", -1, "p"), ("r", 10**18, "p"), ("r\0", 1, "p")]
+)
+async def test_what_is_no_payment_is_refused(shop: Shop, ref: str, amount_fen: int, payer: str) -> None:
+    with pytest.raises(BadRequest):
+        async with shop.tx() as t:
+            await shop.payments.record(t, "sandbox", ref, new_id(), amount_fen, payer, datetime.now(UTC))
+
+
+async def test_money_that_comes_after_the_hold_in_time_before_the_job_is_in_time(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    _, placed, rice = await bought(shop, show)
+    await shop.rows("UPDATE orders SET hold_until = now() - interval '1 minute' RETURNING id")
+    assert (await shop.pay(placed.order, placed.total_fen)).outcome == "accepted"
+    assert await shop.stock(rice) == 9
+
+
+async def test_late_money_takes_the_stock_and_the_piece_again(shop: Shop, make_show: MakeShow) -> None:
+    show, buyer, rice = await make_show(), await shop.buyer(), await shop.product(stock=1)
+    flash = await shop.open(show, rice, "flash", quota=1)
+    placed = await shop.buy(buyer, show, (flash, 1))
+    await shop.let_holds_run_out()
+    assert await shop.counts(show, flash.id) == (0, 0)
+    assert (await shop.pay(placed.order, placed.total_fen)).outcome == "accepted"
+    assert (await shop.stock(rice), await shop.taken(flash)) == (0, 1)
+    assert await shop.counts(show, flash.id) == (0, 1)
+    assert await state(shop, placed.order) == "paid"
+    for _ in range(2):
+        await shop.orders.settle_unannounced(shop.database, older_s=0)
+    assert await shop.counts(show, flash.id) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["pin", "flash"])
+async def test_late_money_with_nothing_left_goes_back(shop: Shop, make_show: MakeShow, kind: str) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    rice = await shop.product(stock=1 if kind == "pin" else 10)
+    terms = {} if kind == "pin" else {"quota": 1}
+    offer = await shop.open(show, rice, kind, **terms)
+    late = await shop.buy(buyer, show, (offer, 1))
+    await shop.let_holds_run_out()
+    other = await shop.buy(await shop.buyer(), show, (offer, 1))
+    recorded = await shop.pay(late.order, late.total_fen)
+    assert (recorded.outcome, recorded.reason) == ("returned", "no_stock")
+    assert await state(shop, late.order) == "expired"
+    assert await shop.counts(show, offer.id) == (1, 0)
+    async with shop.tx() as t:
+        assert (await shop.orders.get(t.conn, buyer, late.order)).returning_fen == late.total_fen
+    assert (await shop.pay(other.order, other.total_fen)).outcome == "accepted"
+    assert await shop.rows("SELECT id FROM points_entries WHERE cause = %s", f"order:{late.order}") == []
+
+
+async def test_late_money_races_a_new_buyer_for_the_last_piece(shop: Shop, make_show: MakeShow) -> None:
+    show, rice = await make_show(), await shop.product(stock=1)
+    pin = await shop.open(show, rice)
+    late = await shop.buy(await shop.buyer(), show, (pin, 1))
+    await shop.let_holds_run_out()
+    buyer = await shop.buyer()
+    quote = await shop.quote(buyer, show, (pin, 1))
+    paid, placed = await asyncio.gather(
+        shop.pay(late.order, late.total_fen), shop.place(buyer, show, quote), return_exceptions=True
+    )
+    assert isinstance(paid, Recorded)
+    assert (paid.outcome == "accepted") != isinstance(placed, Placed)
+    assert await shop.stock(rice) == 0
+
+
+async def test_money_for_a_cancelled_order_goes_back(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, rice = await bought(shop, show)
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, buyer, placed.order)
+    recorded = await shop.pay(placed.order, placed.total_fen)
+    assert (recorded.outcome, recorded.reason) == ("returned", "cancelled_before")
+    assert await shop.stock(rice) == 10
+
+
+async def test_a_payment_and_the_end_of_the_hold_at_once_agree(shop: Shop, make_show: MakeShow) -> None:
+    show, rice = await make_show(), await shop.product(stock=10)
+    pin = await shop.open(show, rice)
+    buyers = await shop.buyers(10)
+    placed = [await shop.buy(buyer, show, (pin, 1)) for buyer in buyers]
+    await shop.rows("UPDATE orders SET hold_until = now() - interval '1 second' RETURNING id")
+    await asyncio.gather(
+        shop.let_holds_run_out(),
+        *[shop.pay(each.order, each.total_fen) for each in placed],
+        shop.let_holds_run_out(),
+    )
+    states = {row["state"] for row in await shop.rows("SELECT state FROM orders")}
+    assert states == {"paid"}
+    assert await shop.stock(rice) == 0
+    assert await shop.counts(show, pin.id) == (0, 10)
+
+
+async def test_what_fails_half_way_leaves_nothing(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("lost power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.points, "earn_for_goods", broken)
+        with pytest.raises(RuntimeError, match="lost power"):
+            await shop.pay(placed.order, placed.total_fen, "ref")
+    assert await shop.rows("SELECT id FROM payments") == []
+    assert await state(shop, placed.order) == "placed"
+    assert await shop.events(show, "order.paid") == []
+    assert (await shop.pay(placed.order, placed.total_fen, "ref")).again is False
+
+
+# --- plans ---
+
+
+async def test_paying_a_plan_starts_it_and_says_so(shop: Shop, make_show: MakeShow) -> None:
+    show, plan, buyer = await make_show(), await shop.plan(), await shop.buyer()
+    placed = await shop.join(buyer, plan.id, show)
+    recorded = await shop.pay(placed.order, placed.total_fen)
+    assert (recorded.outcome, recorded.claim) == ("accepted", None)
+    assert (await shop.again(buyer)).facts.plans == {plan.id}
+    (event,) = await shop.events(show, "plan.joined")
+    assert (event["name"], event["plan_name"], event["first"]) == ("王**", "年卡", True)
+    assert [record["kind"] for record in await shop.records(show)] == ["order", "join"]
+    assert await shop.rows("SELECT id FROM points_entries") == []  # no points for the fee
+    renewal = await shop.join(await shop.again(buyer), plan.id, show)
+    await shop.pay(renewal.order, renewal.total_fen)
+    assert [event["first"] for event in await shop.events(show, "plan.joined")] == [True, False]
+
+
+async def test_a_plan_outside_a_show_is_paid_as_well(shop: Shop) -> None:
+    plan, buyer = await shop.plan(), await shop.buyer()
+    placed = await shop.join(buyer, plan.id)
+    await shop.pay(placed.order, placed.total_fen)
+    assert (await shop.again(buyer)).facts.plans == {plan.id}
+    await shop.orders.settle_unannounced(shop.database, older_s=0)
+    assert await shop.rows("SELECT id FROM orders WHERE paid_announced_at IS NULL") == []
+
+
+async def test_a_plan_paid_late_starts_anyway(shop: Shop, make_show: MakeShow) -> None:
+    show, plan, buyer = await make_show(), await shop.plan(), await shop.buyer()
+    placed = await shop.join(buyer, plan.id, show)
+    await shop.let_holds_run_out()
+    assert (await shop.pay(placed.order, placed.total_fen)).outcome == "accepted"
+    assert await state(shop, placed.order) == "paid"
+    assert (await shop.again(buyer)).facts.plans == {plan.id}
+
+
+async def test_a_seat_is_taken_with_the_order_and_ranked_with_the_payment(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, plan = await make_show(), await shop.plan()
+    await open_gift(shop, show, quota=2)
+    ranks = []
+    for n in range(3):
+        buyer = await shop.buyer()
+        placed = await shop.join(buyer, plan.id, show)
+        assert placed.seat is not None
+        assert placed.seat.status == ("held" if n < 2 else "sold_out")
+        recorded = await shop.pay(placed.order, placed.total_fen, payer=f"payer-{n}")
+        ranks.append(recorded.claim.rank if recorded.claim else None)
+    assert ranks == [1, 2, None]
+
+
+async def test_an_abandoned_order_gives_its_seat_back(shop: Shop, make_show: MakeShow) -> None:
+    show, plan = await make_show(), await shop.plan()
+    await open_gift(shop, show)
+    first, second = await shop.buyer(), await shop.buyer()
+    held = await shop.join(first, plan.id, show)
+    waiting = await shop.join(second, plan.id, show)
+    assert waiting.seat is not None
+    assert waiting.seat.status == "reserved_out"
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, first, held.order)
+    assert (await shop.join(second, plan.id, show)).seat.status == "held"  # type: ignore[union-attr]
+
+
+async def late_without_gift(shop: Shop, show: ShowId, plan: Plan) -> tuple[Actor, Placed]:
+    await open_gift(shop, show)
+    late, other = await shop.buyer(), await shop.buyer()
+    placed = await shop.join(late, plan.id, show)
+    await shop.let_holds_run_out()
+    quick = await shop.join(other, plan.id, show)
+    await shop.pay(quick.order, quick.total_fen, payer="payer-2")
+    recorded = await shop.pay(placed.order, placed.total_fen, payer="payer-1")
+    assert (recorded.outcome, recorded.claim) == ("accepted", None)
+    return await shop.again(late), placed
+
+
+async def test_late_money_without_the_gift_goes_back_by_one_tap(shop: Shop, make_show: MakeShow) -> None:
+    show, plan = await make_show(), await shop.plan()
+    late, placed = await late_without_gift(shop, show, plan)
+    assert late.facts.plans
+    async with shop.tx() as t:
+        order = await shop.payments.refund(t, late, placed.order)
+    assert (order.state, order.returning_fen) == ("refunded", placed.total_fen)
+    assert not (await shop.again(late)).facts.plans
+    async with shop.tx() as t:
+        assert (await shop.payments.refund(t, late, placed.order)).returning_fen == placed.total_fen
+
+
+async def test_the_one_tap_is_over_after_a_day_and_not_for_others(shop: Shop, make_show: MakeShow) -> None:
+    show, plan = await make_show(), await shop.plan()
+    late, placed = await late_without_gift(shop, show, plan)
+    await shop.rows("UPDATE show_joins SET refund_until = now() RETURNING payment_id")
+    async with shop.tx() as t:
+        with pytest.raises(RefundOver):
+            await shop.payments.refund(t, late, placed.order)
+    buyer = await shop.buyer()
+    ordinary = await shop.buy(buyer, show, (await shop.open(show, await shop.product()), 1))
+    await shop.pay(ordinary.order, ordinary.total_fen)
+    async with shop.tx() as t:
+        with pytest.raises(Forbidden):
+            await shop.payments.refund(t, buyer, ordinary.order)
+
+
+# --- refunds and returns ---
+
+
+async def test_a_refund_takes_the_points_back_and_is_once(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, rice = await bought(shop, show)
+    async with shop.tx() as t:
+        with pytest.raises(NotPaid):
+            await shop.payments.refund(t, OPERATOR, placed.order)
+    await shop.pay(placed.order, placed.total_fen)
+
+    async def refund() -> str:
+        async with shop.tx() as t:
+            return (await shop.payments.refund(t, OPERATOR, placed.order)).state
+
+    assert await asyncio.gather(*[refund() for _ in range(3)]) == ["refunded"] * 3
+    async with shop.tx() as t:
+        balance = await shop.points.balance(t.conn, buyer.member)  # type: ignore[arg-type]
+    assert (balance.active, balance.pending) == (0, 0)
+    assert len(await shop.rows("SELECT id FROM payment_returns")) == 1
+    assert await shop.stock(rice) == 9  # what comes back by parcel is counted by the warehouse
+    states = [note["state"] for note in await shop.notes(buyer) if note["type"] == "order.changed"]
+    assert states == ["placed", "paid", "refunded"]
+    assert (await shop.pay(placed.order, placed.total_fen)).reason == "second_payment"
+
+
+async def test_marked_money_is_sent_back_once(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    await shop.pay(placed.order, placed.total_fen, "first")
+    await shop.pay(placed.order, placed.total_fen, "second")
+    assert await shop.payments.return_due(shop.database) == 1
+    assert await shop.payments.return_due(shop.database) == 0
+    assert list(shop.provider.returns.values()) == [("second", placed.total_fen)]
+    async with shop.tx() as t:
+        assert (await shop.orders.get(t.conn, buyer, placed.order)).returning_fen == 0
+        rows = await shop.payments.of_order(t.conn, placed.order)
+    assert [(row.returning_fen, row.returned_fen) for row in rows] == [(0, 0), (0, placed.total_fen)]
+
+
+# --- a webhook that never came ---
+
+
+async def test_a_lost_webhook_is_asked_for(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    async with shop.tx() as t:
+        await shop.payments.start(t, buyer, placed.order)
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 0
+    ref = f"ref-{placed.order}-{placed.total_fen}"
+    shop.provider.paid[ref] = FoundPayment(
+        ref=ref,
+        order=placed.order,
+        amount_fen=placed.total_fen,
+        payer="payer-1",
+        paid_at=datetime.now(UTC) - timedelta(minutes=1),
+    )
+    assert await shop.payments.ask_due(shop.database) == 0  # too young to be asked for
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 1
+    assert await state(shop, placed.order) == "paid"
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 0
+    assert (await shop.pay(placed.order, placed.total_fen, ref)).again
+
+
+async def test_one_payment_that_cannot_be_asked_for_does_not_stop_the_others(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, pin_of = await make_show(), await shop.product(stock=10)
+    pin = await shop.open(show, pin_of)
+    broken = ""
+    for n in range(3):
+        buyer = await shop.buyer()
+        placed = await shop.buy(buyer, show, (pin, 1))
+        async with shop.tx() as t:
+            await shop.payments.start(t, buyer, placed.order)
+        ref = f"ref-{placed.order}-{placed.total_fen}"
+        if n == 0:
+            broken = ref
+        shop.provider.paid[ref] = FoundPayment(
+            ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
+        )
+
+    async def query(ref: str) -> FoundPayment | None:
+        if ref == broken:
+            raise Unavailable
+        return shop.provider.paid[ref]
+
+    monkeypatch.setattr(shop.provider, "query", query)
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 2
+    states = sorted(row["state"] for row in await shop.rows("SELECT state FROM orders"))
+    assert states == ["paid", "paid", "placed"]

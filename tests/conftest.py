@@ -1,0 +1,147 @@
+"""Fixtures: real engines once a session, a fresh database and an empty Redis for every test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from live.database import Database, make_pool, migrate, open_redis
+from live.engines import Addresses, Binaries, Engines
+from live.lua import Scripts
+from membership.actor import ShowId, new_id, new_link_id
+from membership.transaction import Transaction
+
+MakeShow = Callable[..., Awaitable[ShowId]]
+TransactionFactory = Callable[[], AbstractAsyncContextManager[Transaction]]
+
+for name in [name for name in os.environ if name.startswith("COMPANION_")]:
+    del os.environ[name]  # a developer's own settings are no part of a test
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Binaries:
+    """The embedded engines, or with TEST_FLOOR=1 Debian's PostgreSQL 15 and Redis 7.0."""
+    if os.environ.get("TEST_FLOOR") != "1":
+        return Binaries.of_extra()
+    redis = shutil.which("redis-server")
+    postgres = Path("/usr/lib/postgresql/15/bin")
+    if redis is None or not postgres.is_dir():
+        pytest.exit("TEST_FLOOR=1 needs: apt-get install redis-server postgresql-15", 2)
+    return Binaries(Path(redis), postgres)
+
+
+@pytest.fixture(scope="session")
+def engines(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+    """Both engines for the whole session; they may lose everything, so they are quick."""
+    running = Engines.start(tmp_path_factory.mktemp("engines"), binaries, durable=False)
+    yield running.addresses
+    running.stop()
+
+
+def database_url(engines: Addresses, name: str) -> str:
+    return engines.database_url.replace("/companion?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def template(engines: Addresses) -> str:
+    """The name of a database made by running every migration."""
+    with psycopg.connect(engines.database_url, autocommit=True) as conn:
+        conn.execute("CREATE DATABASE template_shop")
+    migrate(database_url(engines, "template_shop"))
+    return "template_shop"
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def fresh_database_url(engines: Addresses, template: str) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(engines.database_url, autocommit=True) as conn:
+        conn.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        yield database_url(engines, name)
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+async def redis(engines: Addresses) -> AsyncIterator[Redis]:
+    client = open_redis(engines.redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def pool(fresh_database_url: str) -> AsyncIterator[AsyncConnectionPool[Any]]:
+    async with make_pool(fresh_database_url, size_max=20) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def database(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Database]:
+    made = Database(pool)
+    yield made
+    await made.settle()
+
+
+@pytest.fixture
+def tx(database: Database) -> TransactionFactory:
+    """`async with tx() as t:` commits and runs the after-commit steps, or rolls back and runs the others."""
+    return database.transaction
+
+
+@pytest.fixture
+def scripts(redis: Redis) -> Scripts:
+    return Scripts(redis)
+
+
+@pytest.fixture
+def make_show(scripts: Scripts, tx: TransactionFactory) -> MakeShow:
+    """A room, a show in it, and the show's keys in Redis. `meta` are further META fields."""
+    open_show = scripts.load("live", "open_show")
+
+    async def make(status: str = "live", **meta: str | int) -> ShowId:
+        show, room = ShowId(new_link_id()), new_id()
+        now = datetime.now(UTC)
+        started = now if status in ("live", "paused", "ending", "ended") else None
+        async with tx() as t:
+            await t.conn.execute(
+                "INSERT INTO rooms (id, slug, title, host_name) VALUES (%s, %s, %s, %s)",
+                [room, f"room-{show}", "会员健康夜", "小禾"],
+            )
+            await t.conn.execute(
+                "INSERT INTO shows (id, room_id, title, state, starts_at, started_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                [show, room, "秋收专场", status, now, started],
+            )
+        fields: dict[str, str | int] = {"guest_comments": "", "poll": ""}
+        if started is not None:
+            fields["started_at"] = int(started.timestamp() * 1000)
+        fields.update(meta)
+        await open_show(
+            show, [], [secrets.token_hex(4), 1, status, *(part for pair in fields.items() for part in pair)]
+        )
+        return show
+
+    return make
