@@ -16,6 +16,7 @@ from chat.text import bounded
 from membership.actor import Actor, PollId, ShowId, is_id, new_id
 from membership.audience import EVERYONE, STAFF_BIT, VOTERS_BIT, Audience, ShowAudiences
 from membership.behaviour import encode, record_of
+from membership.personal import Personal
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal, Unavailable
 from membership.script import ScriptLoader, json_arg
 from membership.transaction import Connection, Transaction
@@ -27,6 +28,15 @@ _OPEN_IN = ("waiting", "live", "paused")
 _PAGE = 2_000  # ballots copied a step
 _KEPT_S = 86_400
 _REMEMBERED = 256  # definitions; a poll's never changes
+
+
+PERSONAL_OF_BALLOTS = (
+    Personal(
+        "ballots",
+        ("person", "member_id"),
+        "UPDATE ballots SET person = gen_random_uuid()::text, member_id = NULL WHERE member_id = %(member)s",
+    ),
+)
 
 
 class PollOpen(Refusal):

@@ -11,12 +11,12 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from chat.comments import Comments
-from chat.polls import Polls
+from chat.polls import PERSONAL_OF_BALLOTS, Polls
 from chat.reactions import Reactions
 from commerce.benefits import Benefits
 from commerce.claims import Claims
 from commerce.offers import Offers
-from commerce.orders import Orders
+from commerce.orders import PERSONAL_OF_ORDERS, Orders
 from commerce.payments import Payments
 from commerce.prices import Quotes
 from commerce.products import Products
@@ -42,6 +42,7 @@ from membership.audit import Audit
 from membership.behaviour import Behaviour
 from membership.members import Members
 from membership.notices import Notices
+from membership.personal import PERSONAL
 from membership.plans import Plans
 from membership.points import Points
 from membership.sign_in import SandboxSms, SignIn
@@ -66,7 +67,7 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
     scripts = Scripts(redis)
     audiences = ShowAudiences(scripts)
     notices = Notices(redis)
-    members = Members(notices)
+    members = Members(notices, personal=(*PERSONAL, *PERSONAL_OF_BALLOTS, *PERSONAL_OF_ORDERS))
     plans = Plans(notices, settings.secret, timezone=settings.timezone)
     points = Points(notices)
     addresses = Addresses()

@@ -55,6 +55,7 @@ class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
     show: dict[str, Any]
     states: list[dict[str, Any]]
     comments: list[dict[str, Any]]
+    ticker: list[dict[str, Any]]
     time: int
     ping_s: int
     reconnect_ms: list[int]

@@ -42,9 +42,9 @@ MIGRATION_PACKAGES = ("membership", "chat", "commerce", "live")
 MIGRATION_LOCK = 0x636F6D70616E696F  # "companio": one migrator at a time on a database
 VERSION_TABLE = "schema_version"
 
-# The job queue's schema as of this file of its own migrations is our revision 0000. A later release that
-# brings more of them gets a further revision here, never a change to this one.
-JOBS_FIRST, JOBS_LAST = "00.00.00_01_initial.sql", "03.04.00_50_post_add_retry_failed_job_procedure.sql"
+# The job queue's own schema is our revision 0000, as of this file of its own migrations. The mark is left in
+# the database, so that the revision for a later release knows whether its files are already in.
+JOBS_SCHEMA = "03.04.00_50_post_add_retry_failed_job_procedure.sql"
 
 
 class SchemaError(Exception):
@@ -203,12 +203,14 @@ def find_migrations(packages: Iterable[str] = MIGRATION_PACKAGES) -> list[Migrat
 
 
 def _job_queue_sql() -> list[str]:
-    folder = resources.files("procrastinate") / "sql" / "migrations"
-    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
-    if JOBS_LAST not in names:
-        raise SchemaError(f"the installed procrastinate lacks {JOBS_LAST}: install 3.4 or later")
-    names = names[names.index(JOBS_FIRST) : names.index(JOBS_LAST) + 1]
-    return [(folder / name).read_text("utf-8") for name in names]
+    folder = resources.files("procrastinate") / "sql"
+    newest = max(file.name for file in (folder / "migrations").iterdir() if file.name.endswith(".sql"))
+    if newest != JOBS_SCHEMA:
+        raise SchemaError(
+            f"the installed procrastinate has the schema {newest}: install 3.10, which is known"
+        )
+    schema = (folder / "schema.sql").read_text("utf-8")
+    return [schema, f"COMMENT ON TABLE procrastinate_jobs IS 'schema as of {newest}'"]
 
 
 def migrate(

@@ -6,6 +6,7 @@ watching) is gathered here and sent in one call a show.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -23,7 +24,7 @@ from live.hub import ShowHub
 from live.socket import Socket
 from membership.actor import Actor, BenefitId, PollId, ShowId, new_id
 from membership.behaviour import Record
-from membership.refusal import BadRequest, Forbidden, Refusal
+from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 
 if TYPE_CHECKING:
     from live.node import Node
@@ -253,9 +254,14 @@ class Dispatch:
         records, self._records = self._records, defaultdict(list)
         self._record_count = 0
         for show, kinds in reactions.items():
-            await self._parts.reactions.add(show, dict(kinds))
+            with contextlib.suppress(Refusal):  # likes are of the moment: a show that ended counts no more
+                await self._parts.reactions.add(show, dict(kinds))
         for show, found in records.items():
-            await self._parts.behaviour.record(show, found)
+            try:
+                await self._parts.behaviour.record(show, found)
+            except Unavailable:
+                self._records[show] = found[: RECORDS_MAX - self._record_count] + self._records[show]
+                self._record_count += len(found)
 
 
 def _key(command: Any) -> str:

@@ -12,7 +12,7 @@ from chat.messages import Results
 from chat.polls import Poll, Tally
 from commerce.benefits import Benefit, BenefitCounts, BenefitInput, Claim
 from live.handlers_shows import own_show
-from live.handlers_viewer import limit_tries
+from live.handlers_viewer import few_guesses
 from live.http import (
     STAFF_COOKIE,
     STAFF_SESSION_S,
@@ -94,8 +94,7 @@ def _staff_me(account: StaffAccount) -> StaffMe:
 
 async def staff_sign_in(ctx: Context, body: StaffSignIn) -> StaffSignedIn:
     """Exchange the token of a one-time link for a session; sets the staff cookie."""
-    await limit_tries(ctx, "staff")
-    async with ctx.transaction() as t:
+    async with few_guesses(ctx, "staff"), ctx.transaction() as t:
         account = await ctx.parts.staff.exchange(t, body.token)
         ctx.actor = account.actor()
         await ctx.audit(t, "staff.sign_in", f"staff:{account.id}")

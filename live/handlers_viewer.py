@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -34,7 +36,7 @@ from membership.refusal import BadRequest, Forbidden, RateLimited, Refusal
 from membership.tags import Evidence, Tag
 from membership.transaction import Connection
 
-SIGN_IN_TRIES = 30  # of one address …
+SIGN_IN_TRIES = 30  # wrong ones, of one address …
 SIGN_IN_WINDOW_MS = 600_000  # … in ten minutes
 
 Phone = Annotated[str, Meta(min_length=1, max_length=32, description="As people write it; +86 is assumed")]
@@ -118,13 +120,13 @@ async def send_code(ctx: Context, body: CodeRequest) -> CodeSent:
 
 async def sign_in(ctx: Context, body: SignInBody) -> SignedIn:
     """Prove a phone by its code. Registers whoever holds it for the first time; sets the session cookie."""
-    await limit_tries(ctx, "sign-in")
     if body.nickname is not None:
         check_nickname(body.nickname)  # before the code is used up
     if body.show is not None:
         async with ctx.reading() as conn:
             await ctx.parts.shows.get(conn, ShowId(body.show))
-    phone = await ctx.parts.sign_in.check_code(body.phone, body.code)
+    async with few_guesses(ctx, "sign-in"):
+        phone = await ctx.parts.sign_in.check_code(body.phone, body.code)
     async with ctx.transaction() as t:
         member = await ctx.parts.members.register(
             t, phone, body.nickname, ShowId(body.show) if body.show else None
@@ -141,14 +143,18 @@ async def sign_out(ctx: Context) -> None:
     ctx.end_session(VIEWER_COOKIE)
 
 
-async def limit_tries(ctx: Context, what: str) -> None:
-    """Bound guesses from one address. Raises RateLimited."""
+@asynccontextmanager
+async def few_guesses(ctx: Context, what: str) -> AsyncIterator[None]:
+    """Bound wrong guesses from one address; what was right counts for nothing. Raises RateLimited."""
+    key, bounds = f"{{http}}:tries:{what}:{ctx.client_ip}", [SIGN_IN_TRIES, SIGN_IN_WINDOW_MS]
     try:
-        await ctx.service.count_rate(
-            [f"{{http}}:tries:{what}:{ctx.client_ip}"], [SIGN_IN_TRIES, SIGN_IN_WINDOW_MS]
-        )
+        await ctx.service.count_rate([key], [*bounds, ""])
     except RateLimited as refusal:
-        raise RateLimited("Too many tries from your address; wait.", retry_ms=refusal.retry_ms) from None
+        raise RateLimited(
+            "Too many wrong tries from your address; wait.", retry_ms=refusal.retry_ms
+        ) from None
+    yield
+    await ctx.service.count_rate([key], [*bounds, "back"])
 
 
 # -- who one is ------------------------------------------------------------------------------------
@@ -202,8 +208,8 @@ async def rename_me(ctx: Context, body: Renaming) -> Me:
 
 async def change_phone(ctx: Context, body: PhoneChange) -> Me:
     """Move to another phone, proven by a code sent to it."""
-    await limit_tries(ctx, "sign-in")
-    phone = await ctx.parts.sign_in.check_code(body.phone, body.code)
+    async with few_guesses(ctx, "sign-in"):
+        phone = await ctx.parts.sign_in.check_code(body.phone, body.code)
     async with ctx.transaction() as t:
         await ctx.parts.members.change_phone(t, ctx.member, phone)
         return await _me(ctx, t.conn)

@@ -25,7 +25,11 @@ BEAT_MIN_S, BEAT_MAX_S = 0.05, 0.25
 RING_S = 60.0
 RING_BYTES = 2_097_152
 REPLAY_BYTES_MAX = 131_072  # a longer replay becomes a snapshot
-COMMENTS_SHOWN = 30
+RECENT_SHOWN = 30
+COMMENTS = (b'"type":"comment.posted"',)
+TICKER = tuple(
+    b'"type":"%s"' % kind for kind in (b"benefit.claimed", b"plan.joined", b"order.placed", b"order.paid")
+)
 WRITES_PER_STEP = 500  # then the loop gets its turn: about 5 ms of writing
 TRANSIENT_STATES = frozenset({"presence", "reactions"})
 
@@ -295,18 +299,25 @@ class ShowHub:
         return cached
 
     def comments_for(self, mask: int) -> list[msgspec.Raw]:
-        """The last comments a class may have, up to `sent`."""
-        key = ("comments", mask)
+        """The last comments a class may have, up to `sent`, oldest first."""
+        return self._recent(mask, COMMENTS)
+
+    def ticker_for(self, mask: int) -> list[msgspec.Raw]:
+        """The last joins, claims and orders a class may have: what a ticker starts with."""
+        return self._recent(mask, TICKER)
+
+    def _recent(self, mask: int, kinds: tuple[bytes, ...]) -> list[msgspec.Raw]:
+        key = ("recent", mask, kinds)
         if key not in self._cache:
             found = []
             for _, entry in reversed(self.ring):
                 if (
                     entry.seq <= self.sent
                     and mask >> entry.bit & 1
-                    and b'"type":"comment.posted"' in entry.event[:80]
+                    and any(kind in entry.event[:80] for kind in kinds)
                 ):
                     found.append(msgspec.Raw(wire.numbered(entry.seq, entry.event)))
-                    if len(found) == COMMENTS_SHOWN:
+                    if len(found) == RECENT_SHOWN:
                         break
             self._cache[key] = found[::-1]
         cached: list[msgspec.Raw] = self._cache[key]

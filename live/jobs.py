@@ -33,7 +33,9 @@ RECORD_S: Final = 1.0
 SETTLE_S: Final = 2.0
 LAPSE_BACK: Final = timedelta(minutes=10)  # what ran out while no job ran
 MONEY_S: Final = 5.0
+REFRESH_S: Final = 5.0
 SCHEDULE_S: Final = 10.0
+FADE_S: Final = 3_600.0
 STALLED_S: Final = 60.0
 AFTER_SHOW_WAIT_S: Final = 3  # the nodes have written who watched until when
 
@@ -77,7 +79,9 @@ class Rounds:
             (SETTLE_S, self._settle),
             (DUE_S, self._lapse),
             (MONEY_S, self._money),
+            (REFRESH_S, self._refresh),
             (SCHEDULE_S, self._schedule),
+            (FADE_S, self._fade),
         ]
         async with asyncio.TaskGroup() as group:
             for every_s, act in acts:
@@ -141,6 +145,17 @@ class Rounds:
         """Payments whose webhook did not come are asked for; what is to go back goes back."""
         await self._parts.payments.ask_due(self._parts.database)
         await self._parts.payments.return_due(self._parts.database)
+
+    async def _refresh(self) -> None:
+        """Prices that the clock changes, catalogue changes and stock, brought to open pages."""
+        for show in await self._recorder.moving():
+            async with self._parts.database.reading() as conn:
+                await self._parts.offers.refresh(conn, show)
+
+    async def _fade(self) -> None:
+        """Tags whose score has faded go."""
+        async with self._parts.database.transaction() as t:
+            await self._parts.tags.fade(t)
 
     async def _lapse(self) -> None:
         """A trial or plan ran out: the member's sockets change class."""

@@ -339,6 +339,7 @@ class Node:
                 "show": show,
                 "states": hub.states_for(mask),
                 "comments": [] if recovered else hub.comments_for(mask),
+                "ticker": [] if recovered else hub.ticker_for(mask),
                 "time": int(time.time() * 1000),
                 "ping_s": PING_S,
                 "reconnect_ms": self.reconnect_ms(),

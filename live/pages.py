@@ -209,7 +209,7 @@ class Pages:
         """A page in the viewer's language, with the headers every page has."""
         lang = choose_language(request)
         text = self.environment.get_template(template).render(
-            {"words": WORDS[lang], **values, "lang": lang, "request": request}
+            {"words": WORDS[lang], **values, "lang": lang}
         )
         response = HTMLResponse(
             text,
@@ -413,6 +413,8 @@ class Static:
                 raise HTTPException(404)
             await self._answer(request, found, headers)(scope, receive, send)
             return
+        if "\0" in path:
+            raise HTTPException(404)
         response = await self._rest.get_response(path, scope)
         response.headers.update(headers)
         await response(scope, receive, send)
@@ -427,12 +429,12 @@ class Static:
         return Response(found.plain, headers=headers, media_type=found.media)
 
     async def _text(self, path: str) -> Packed | None:
-        full = (self._folder / path).resolve()
-        if not full.is_relative_to(self._folder):
-            return None
         try:
+            full = (self._folder / path).resolve()
+            if not full.is_relative_to(self._folder):
+                return None
             changed = full.stat().st_mtime_ns
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # no such file, or a name that no file can have
             return None
         kept = self._kept.get(path)
         if kept is not None and kept.changed_ns == changed:

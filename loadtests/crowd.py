@@ -20,16 +20,19 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import uvloop
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from loadtests.talk import line
-from loadtests.viewer import RefusedError, Viewer
+from loadtests.viewer import LostError, RefusedError, Viewer
 
 NICKNAMES = (
     "小满", "阿珍", "老周", "圆圆妈", "大米粒", "陈叔", "晓晓", "木子", "三三", "团子", "安安爸", "李姐",
@@ -45,7 +48,34 @@ REGIONS = (
 )
 JOIN_SPREAD_S = 8.0
 FEED_ROWS = 100
+TOKEN_S = 43_200
+MOOD_S = 60.0
 PAYS = 0.85  # of those who order; the others let the hold run out
+TRIES = 0.15  # of the members begin with a trial
+WAITS = 0.7  # of those who find every seat held stand in line
+
+
+@dataclass(eq=False)
+class Person:
+    """One of the crowd: a connection, and what is on this person's mind."""
+
+    viewer: Viewer
+    number: int | None = None  # of a member; guests have none
+    on_air: str = ""
+    mood: str = "calm"
+    mood_until: float = 0.0
+    noticed: set[str] = field(default_factory=set)  # states reacted to
+    waiting_to_pay: dict[str, str] = field(default_factory=dict)  # benefit queued for -> payment address
+
+    @property
+    def chance(self) -> random.Random:
+        return self.viewer.chance
+
+    def feel(self, mood: str) -> None:
+        self.mood, self.mood_until = mood, time.monotonic() + MOOD_S
+
+    def line(self) -> str:
+        return line(self.chance, self.on_air, self.mood if time.monotonic() < self.mood_until else "calm")
 
 
 class Crowd:
@@ -58,263 +88,333 @@ class Crowd:
         )
         self.url, self.show, self.size, self.key = url, show, viewers, key
         self.chance = random.Random(seed)
-        self.http = httpx2.AsyncClient(base_url=url, timeout=15, limits=httpx2.Limits(max_connections=20))
-        self.viewers: list[Viewer] = []
-        self.members: dict[Viewer, str] = {}  # viewer -> token
+        self.http = httpx2.AsyncClient(
+            base_url=url, timeout=15, limits=httpx2.Limits(max_connections=20), trust_env=False
+        )
+        self.people: list[Person] = []
         self.counts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
-        self.mood, self.on_air = "calm", ""
+        self._plan = ""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._offers: set[str] = set()
-        self._seen: set[str] = set()
+        self._living: list[asyncio.Task[None]] = []
 
     # -- who they are ------------------------------------------------------------------------------
 
-    async def tokens(self, count: int) -> list[str]:
+    async def feed(self, count: int) -> list[str]:
         """Members as the shop's server has them; their tokens."""
         if self.key is None:
             return []
-        headers = {"Authorization": f"Bearer {self.key}"}
         tokens: list[str] = []
         for start in range(0, count, FEED_ROWS):
+            numbers = range(start, min(count, start + FEED_ROWS))
             rows = [
                 {
                     "external_id": f"crowd-{number}",
                     "phone": f"+86199{number:08d}",
                     "nickname": NICKNAMES[number % len(NICKNAMES)],
                 }
-                for number in range(start, min(count, start + FEED_ROWS))
+                for number in numbers
             ]
-            answer = await self.http.put("/v1/members", json={"members": rows}, headers=headers)
+            answer = await self.http.put("/v1/members", json={"members": rows}, headers=self._shop())
             answer.raise_for_status()
-            for row in rows:
-                made = await self.http.post(
-                    "/v1/tokens", json={"external_id": row["external_id"]}, headers=headers
-                )
-                made.raise_for_status()
-                tokens.append(made.json()["token"])
+            tokens += await asyncio.gather(*(self.token(number) for number in numbers))
         return tokens
+
+    async def token(self, number: int) -> str:
+        body = {"external_id": f"crowd-{number}", "ttl_s": TOKEN_S}
+        made = await self.http.post("/v1/tokens", json=body, headers=self._shop())
+        made.raise_for_status()
+        return str(made.json()["token"])
+
+    def _shop(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
 
     # -- what they do ------------------------------------------------------------------------------
 
     async def run(self, seconds: float | None) -> None:
-        tokens = await self.tokens(self.size // 2)
+        """All come, and stay until the show ends or the time is over."""
+        tokens = await self.feed(self.size // 2)
+        plans = await self.http.get("/v1/plans")
+        plans.raise_for_status()
+        self._plan = next((plan["id"] for plan in plans.json()["items"]), "")
         for number in range(self.size):
-            token = tokens[number] if number < len(tokens) else None
+            member = number if number < len(tokens) else None
             viewer = Viewer(
                 self.socket_url,
-                token,
-                on_message=self._heard,
+                None if member is None else tokens[number],
                 chance=random.Random(self.chance.random()),
             )
-            self.viewers.append(viewer)
-            if token is not None:
-                self.members[viewer] = token
-            self._start(self._live(viewer))
+            person = Person(viewer, member)
+            viewer.on_message = self._hearing(person)
+            viewer.renew = self._renewing(person)
+            self.people.append(person)
+            self._living.append(self._start(self._live(person)))
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
             await asyncio.sleep(0.25)
-            if self.viewers and all(viewer.closed_by == 4506 for viewer in self.viewers):
+            if self._living and all(task.done() for task in self._living):
                 return
 
     async def close(self) -> None:
-        await asyncio.gather(*(viewer.stop() for viewer in self.viewers), return_exceptions=True)
+        await asyncio.gather(*(person.viewer.stop() for person in self.people), return_exceptions=True)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.http.aclose()
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
 
-    async def _live(self, viewer: Viewer) -> None:
-        await asyncio.sleep(viewer.chance.uniform(0, JOIN_SPREAD_S))
-        self._start(self._restless(viewer))
-        await viewer.run()
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failed := task.exception()) is not None:
+            self.counts["failed acts"] += 1
+            print(f"crowd: {failed!r}", file=sys.stderr)
 
-    async def _restless(self, viewer: Viewer) -> None:
-        """Likes and lines while nothing special happens: one line a viewer in about two minutes."""
-        while True:
-            await asyncio.sleep(viewer.chance.expovariate(1 / 20))
-            if not viewer.joined.is_set():
-                continue
-            if viewer.chance.random() < 0.6:
-                kind = viewer.chance.choice(("like", "like", "like", "clap", "rice"))
-                await self._try(
-                    viewer, "reaction.send", "likes", kind=kind, count=viewer.chance.randint(1, 6)
-                )
-            elif viewer in self.members:
-                await self._say(viewer)
-
-    async def _say(self, viewer: Viewer) -> None:
-        text = line(viewer.chance, self.on_air, self.mood)
-        await self._try(viewer, "comment.post", "comments", key=uuid.uuid4().hex, text=text)
-
-    async def _try(self, viewer: Viewer, command: str, counted: str, **fields: Any) -> dict[str, Any] | None:
+    async def _live(self, person: Person) -> None:
+        await asyncio.sleep(person.chance.uniform(0, JOIN_SPREAD_S))
+        restless = self._start(self._restless(person))
         try:
-            answer = await viewer.ask(command, **fields)
+            await person.viewer.run()
+        finally:
+            restless.cancel()
+
+    async def _restless(self, person: Person) -> None:
+        """Likes and lines while nothing special happens: one line a viewer in about two minutes."""
+        if person.number is not None and person.chance.random() < TRIES:
+            await person.viewer.joined.wait()
+            await self._try_plan(person)
+        while True:
+            await asyncio.sleep(person.chance.expovariate(1 / 20))
+            if person.chance.random() < 0.6:
+                kind = person.chance.choice(("like", "like", "like", "clap", "rice"))
+                await self._try(
+                    person, "reaction.send", "likes", kind=kind, count=person.chance.randint(1, 6)
+                )
+            elif person.number is not None:
+                await self._say(person)
+
+    async def _say(self, person: Person) -> None:
+        await self._try(person, "comment.post", "comments", key=uuid.uuid4().hex, text=person.line())
+
+    async def _try(self, person: Person, command: str, counted: str, **fields: Any) -> dict[str, Any] | None:
+        try:
+            answer = await person.viewer.ask(command, **fields)
         except RefusedError as refused:
             self.refusals[refused.code] += 1
             return None
-        except Exception:
-            return None  # the socket went away under it; the viewer rejoins by itself
+        except LostError:
+            return None  # the viewer rejoins by itself
         self.counts[counted] += 1
         return answer
 
     # -- what they react to ------------------------------------------------------------------------
 
-    async def _heard(self, viewer: Viewer, message: dict[str, Any]) -> None:
-        kind = message["type"]
-        if kind == "welcome":
-            for state in message["states"]:
-                await self._saw_state(viewer, state["key"], state["data"])
-        elif kind == "state" and message["data"]:
-            await self._saw_state(viewer, message["key"], message["data"])
+    def _hearing(self, person: Person) -> Any:
+        async def hear(_: Viewer, message: dict[str, Any]) -> None:
+            self._heard(person, message)
 
-    async def _saw_state(self, viewer: Viewer, key: str, data: dict[str, Any]) -> None:
+        return hear
+
+    def _renewing(self, person: Person) -> Any:
+        async def renew(viewer: Viewer) -> str:
+            with contextlib.suppress(httpx2.HTTPError):
+                if person.number is not None:
+                    return await self.token(person.number)
+            return viewer.token or ""
+
+        return renew
+
+    def _heard(self, person: Person, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "welcome":
+                for state in message["states"]:
+                    self._saw(person, state["key"], state["data"])
+            case "state" if message["data"]:
+                self._saw(person, message["key"], message["data"])
+            case "order.changed" if message["state"] == "paid":
+                self.counts["orders paid" if message["kind"] == "goods" else "plans paid"] += 1
+            case "benefit.won":
+                self.counts["ranks"] += 1
+            case "seat.held" if address := person.waiting_to_pay.pop(message["benefit"], ""):
+                self._start(self._pay(person, address))
+
+    def _saw(self, person: Person, key: str, data: dict[str, Any]) -> None:
         noun, _, name = key.partition(":")
-        once = f"{id(viewer)}:{key}"
-        if noun not in ("offer", "benefit", "poll") or once in self._seen:
+        if key in person.noticed:
             return
-        if noun == "poll":
-            if data.get("open"):
-                self._seen.add(once)
-                self.mood = "poll"
-                if viewer.chance.random() < 0.6:
-                    self._start(self._vote(viewer, name, len(data["choices"])))
-        elif data.get("status") == "open":
-            self._seen.add(once)
-            if noun == "offer":
-                self.on_air = data["product"]["name"]
-                self.mood = "flash" if data["kind"] == "flash" else self.mood
-                self._start(self._consider(viewer, name, data))
-            else:
-                self.mood = "benefit"
-                self._start(self._reach(viewer, name, data))
+        if noun == "poll" and data.get("open"):
+            person.noticed.add(key)
+            person.feel("poll")
+            if person.chance.random() < 0.6:
+                self._start(self._vote(person, name, len(data["choices"])))
+        elif noun == "offer" and data.get("status") == "open":
+            person.noticed.add(key)
+            person.on_air = data["product"]["name"]
+            person.feel("flash" if data["kind"] == "flash" else "calm")
+            self._start(self._consider(person, name, data))
+        elif noun == "benefit" and data.get("status") == "open":
+            person.noticed.add(key)
+            person.feel("benefit")
+            self._start(self._reach(person, name, data))
 
-    async def _vote(self, viewer: Viewer, poll: str, choices: int) -> None:
-        await asyncio.sleep(viewer.chance.uniform(1, 15))
-        choice = min(int(viewer.chance.triangular(0, choices, 0)), choices - 1)
-        await self._try(viewer, "ballot.cast", "ballots", key=uuid.uuid4().hex, poll=poll, choices=[choice])
+    async def _vote(self, person: Person, poll: str, choices: int) -> None:
+        await asyncio.sleep(person.chance.uniform(1, 15))
+        choice = min(int(person.chance.triangular(0, choices, 0)), choices - 1)
+        await self._try(person, "ballot.cast", "ballots", key=uuid.uuid4().hex, poll=poll, choices=[choice])
 
-    async def _consider(self, viewer: Viewer, offer: str, data: dict[str, Any]) -> None:
+    async def _consider(self, person: Person, offer: str, data: dict[str, Any]) -> None:
         """Look at the product; some ask; some members buy."""
         flash = data["kind"] == "flash"
-        await asyncio.sleep(viewer.chance.expovariate(1 / (2 if flash else 10)))
-        if viewer.chance.random() < 0.5:
-            for _ in range(viewer.chance.randint(1, 3)):
-                await self._try(viewer, "product.view", "clicks", product=data["product"]["id"])
-                await asyncio.sleep(viewer.chance.uniform(0.5, 4))
-        if viewer not in self.members:
+        await asyncio.sleep(person.chance.expovariate(1 / (2 if flash else 10)))
+        if person.chance.random() < 0.5:
+            for _ in range(person.chance.randint(1, 3)):
+                await self._try(person, "product.view", "clicks", product=data["product"]["id"])
+                await asyncio.sleep(person.chance.uniform(0.5, 4))
+        if person.number is None:
             return
-        if viewer.chance.random() < 0.3:
-            await self._say(viewer)
-        if viewer.chance.random() < (0.35 if flash else 0.12):
-            await self._buy(viewer, offer)
+        if person.chance.random() < 0.3:
+            await self._say(person)
+        if person.chance.random() < (0.35 if flash else 0.12):
+            await self._buy(person, offer)
 
-    async def _reach(self, viewer: Viewer, benefit: str, data: dict[str, Any]) -> None:
+    async def _reach(self, person: Person, benefit: str, data: dict[str, Any]) -> None:
         """Claim what is free; join for what needs joining."""
-        await asyncio.sleep(viewer.chance.expovariate(1 / 4))
-        if viewer not in self.members:
+        await asyncio.sleep(person.chance.expovariate(1 / 4))
+        if person.number is None:
             return
         if data["needs"] == "nothing":
-            await self._try(viewer, "benefit.claim", "claims", key=uuid.uuid4().hex, benefit=benefit)
-        elif viewer.chance.random() < 0.4 and viewer.you.get("kind") != "plan":
-            await self._join(viewer)
-        if viewer.chance.random() < 0.3:
-            await self._say(viewer)
+            await self._try(person, "benefit.claim", "claims", key=uuid.uuid4().hex, benefit=benefit)
+        elif person.chance.random() < 0.4 and not self._pays_already(person):
+            await self._join(person, benefit)
+        if person.chance.random() < 0.3:
+            await self._say(person)
+
+    @staticmethod
+    def _pays_already(person: Person) -> bool:
+        plan = person.viewer.you.get("plan")
+        return plan is not None and not plan["trial"]
 
     # -- money -------------------------------------------------------------------------------------
 
-    async def _send(self, viewer: Viewer, method: str, path: str, body: Any = None) -> Any:
-        headers = {"Authorization": f"Bearer {self.members[viewer]}"}
-        answer = await self.http.request(method, path, json=body, headers=headers)
-        if answer.status_code >= 400:
-            self.refusals[answer.json().get("code", str(answer.status_code))] += 1
+    async def _send(self, person: Person, method: str, path: str, body: Any = None) -> Any:
+        """The answer; None when it was refused or did not come."""
+        headers = {"Authorization": f"Bearer {person.viewer.token}"}
+        try:
+            answer = await self.http.request(method, path, json=body, headers=headers)
+            said = answer.json() if answer.content else {}
+        except (httpx2.HTTPError, ValueError):
+            self.refusals["no answer"] += 1
             return None
-        return answer.json() if answer.content else {}
+        if answer.status_code >= 400:
+            self.refusals[said.get("code", str(answer.status_code))] += 1
+            return None
+        return said
 
-    async def _buy(self, viewer: Viewer, offer: str) -> None:
+    async def _buy(self, person: Person, offer: str) -> None:
         """Address, quote, order, payment: the page's own steps."""
-        with contextlib.suppress(httpx2.HTTPError):
-            address = await self._address(viewer)
-            lines = [{"offer": offer, "quantity": viewer.chance.choice((1, 1, 1, 2))}]
-            quote = await self._send(viewer, "POST", f"/v1/shows/{self.show}/quotes", {"lines": lines})
-            if quote is None or address is None:
-                return
-            placed = await self._try(
-                viewer, "order.place", "orders", key=uuid.uuid4().hex, quote=quote["token"], address=address
-            )
-            if placed is None or viewer.chance.random() > PAYS:
-                return
-            started = await self._send(viewer, "POST", f"/v1/me/orders/{placed['order']}/payment", {})
-            if started is not None:
-                await self._pay(viewer, started["payment_url"])
+        address = await self._address(person)
+        lines = [{"offer": offer, "quantity": person.chance.choice((1, 1, 1, 2))}]
+        quote = await self._send(person, "POST", f"/v1/shows/{self.show}/quotes", {"lines": lines})
+        if quote is None or address is None:
+            return
+        placed = await self._try(
+            person, "order.place", "orders", key=uuid.uuid4().hex, quote=quote["token"], address=address
+        )
+        if placed is None or person.chance.random() > PAYS:
+            return
+        started = await self._send(person, "POST", f"/v1/me/orders/{placed['order']}/payment", {})
+        if started is not None:
+            await self._pay(person, started["payment_url"])
 
-    async def _join(self, viewer: Viewer) -> None:
-        with contextlib.suppress(httpx2.HTTPError):
-            plans = await self._send(viewer, "GET", "/v1/plans")
-            if not plans:
-                return
-            found = plans["items"] if isinstance(plans, dict) else plans
-            body = {"plan": found[0]["id"], "show": self.show, "key": uuid.uuid4().hex}
-            joined = await self._send(viewer, "POST", "/v1/me/joins", body)
-            if joined is not None:
-                self.counts["seats" if joined.get("seat") else "joins begun"] += 1
-                if viewer.chance.random() < PAYS:
-                    await self._pay(viewer, joined["payment_url"])
+    async def _join(self, person: Person, benefit: str) -> None:
+        """Order the plan. Who finds every seat held stands in line, or joins without the gift."""
+        body = {"plan": self._plan, "show": self.show, "key": uuid.uuid4().hex}
+        joined = await self._send(person, "POST", "/v1/me/joins", body)
+        if joined is None:
+            return
+        seat = joined.get("seat")
+        self.counts["seats" if seat and seat["status"] == "held" else "joins without a seat"] += 1
+        if seat and seat["status"] == "reserved_out" and person.chance.random() < WAITS:
+            person.waiting_to_pay[benefit] = joined["payment_url"]
+            if await self._try(person, "benefit.queue", "places in line", benefit=benefit) is None:
+                person.waiting_to_pay.pop(benefit, None)
+        elif person.chance.random() < PAYS:
+            await self._pay(person, joined["payment_url"])
 
-    async def _address(self, viewer: Viewer) -> str | None:
-        known = await self._send(viewer, "GET", "/v1/me/addresses")
+    async def _try_plan(self, person: Person) -> None:
+        """A trial; whoever has had one before stays as they are."""
+        headers = {"Authorization": f"Bearer {person.viewer.token}"}
+        body = {"plan": self._plan, "show": self.show}
+        with contextlib.suppress(httpx2.HTTPError):
+            answer = await self.http.post("/v1/me/trial", json=body, headers=headers)
+            if answer.status_code < 400:
+                self.counts["trials"] += 1
+
+    async def _address(self, person: Person) -> str | None:
+        known = await self._send(person, "GET", "/v1/me/addresses")
         if known and known["items"]:
             return str(known["items"][0]["id"])
         body = {
-            "name": viewer.you.get("name", "穗里人"),
+            "name": person.viewer.you.get("name", "穗里人"),
             "phone": "19900000000",
-            "region": viewer.chance.choice(REGIONS),
-            "detail": f"示例路 {viewer.chance.randint(1, 300)} 号 {viewer.chance.randint(1, 30)} 室",
+            "region": person.chance.choice(REGIONS),
+            "detail": f"示例路 {person.chance.randint(1, 300)} 号 {person.chance.randint(1, 30)} 室",
         }
-        made = await self._send(viewer, "POST", "/v1/me/addresses", body)
+        made = await self._send(person, "POST", "/v1/me/addresses", body)
         return None if made is None else str(made["id"])
 
-    async def _pay(self, viewer: Viewer, payment_url: str) -> None:
+    async def _pay(self, person: Person, payment_url: str) -> None:
         """On the payment provider's own page, as a person would: look, then pay."""
-        await asyncio.sleep(viewer.chance.uniform(0.5, 3))
-        page = await self.http.get(payment_url)
-        if page.status_code == 200:
+        await asyncio.sleep(person.chance.uniform(0.5, 3))
+        try:
+            page = await self.http.get(payment_url)
             paid = await self.http.post(payment_url, data={"result": "pay"})
-            if paid.status_code < 400:
-                self.counts["payments"] += 1
+        except httpx2.HTTPError:
+            self.refusals["no answer"] += 1
+            return
+        if page.status_code == 200 and paid.status_code < 400:
+            self.counts["payments"] += 1
+        else:
+            self.refusals[f"payment page {page.status_code}, {paid.status_code}"] += 1
 
     # -- what it looks like ------------------------------------------------------------------------
 
     def latency(self) -> str:
-        found = [ms for viewer in self.viewers for ms in viewer.latencies_ms[-200:]]
+        found = [ms for person in self.people for ms in person.viewer.latencies_ms]
         if len(found) < 20:
             return "–"
         cuts = statistics.quantiles(found, n=100)
         return f"p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms"
 
+    def holes(self) -> int:
+        return sum(person.viewer.holes for person in self.people)
+
     def table(self) -> Table:
         table = Table(title=f"crowd in {self.show}", title_justify="left")
         table.add_column("what")
         table.add_column("so far", justify="right")
-        here = sum(viewer.joined.is_set() for viewer in self.viewers)
+        here = sum(person.viewer.joined.is_set() for person in self.people)
         table.add_row("viewers here", f"{here} of {self.size}")
         for name, count in sorted(self.counts.items()):
             table.add_row(name, str(count))
         table.add_row("delivery", self.latency())
-        table.add_row("holes in a log", str(sum(viewer.holes for viewer in self.viewers)))
+        table.add_row("holes in a log", str(self.holes()))
         for code, count in self.refusals.most_common(5):
             table.add_row(f"refused: {code}", str(count), style="dim")
         return table
 
     def sentence(self) -> str:
-        here = sum(viewer.joined.is_set() for viewer in self.viewers)
+        here = sum(person.viewer.joined.is_set() for person in self.people)
         done = ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
-        return f"crowd: {here}/{self.size} viewers; {done or 'arriving'}; delivery {self.latency()}"
+        refused = ", ".join(f"{count} {code}" for code, count in self.refusals.most_common(5))
+        return (
+            f"crowd: {here}/{self.size} viewers; {done or 'arriving'}; delivery {self.latency()}, "
+            f"holes {self.holes()}; refused: {refused or 'none'}"
+        )
 
 
 async def _show(crowd: Crowd, console: Console, every_s: float) -> None:
@@ -368,7 +468,7 @@ def main() -> int:
         parser.error("--viewers is 1 to 5,000: beyond that, use locust workers on several machines")
     crowd = Crowd(given.url, given.show, given.viewers, os.environ.get("COMPANION_CROWD_KEY"), given.seed)
     try:
-        asyncio.run(attend(crowd, given.seconds, given.every))
+        uvloop.run(attend(crowd, given.seconds, given.every))
     except httpx2.HTTPError as error:
         print(f"crowd: {error}; is the service at {given.url}, and the key right?", file=sys.stderr)
         return 1

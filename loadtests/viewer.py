@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
-SUBPROTOCOL = Subprotocol("companion.v1")
+from live.protocol import SUBPROTOCOL, TOKEN_EXPIRED
+from loadtests.wire import messages_of
+
 ANSWER_S = 10.0
+RECONNECT_MAX_MS = 20_000
+LATENCIES_KEPT = 200
 OnMessage = Callable[["Viewer", dict[str, Any]], Awaitable[None]]
+Renew = Callable[["Viewer"], Awaitable[str]]
 
 
 class RefusedError(Exception):
@@ -32,8 +38,15 @@ class RefusedError(Exception):
         self.answer = answer
 
 
+class LostError(Exception):
+    """The connection went away before the answer came."""
+
+
 class Viewer:
-    """Joins `socket_url` and stays until `stop()`; `on_message` gets every message."""
+    """Joins `socket_url` and stays until `stop()`; `on_message` gets every message.
+
+    `renew` gives a new token when the old one has expired.
+    """
 
     def __init__(
         self,
@@ -41,90 +54,108 @@ class Viewer:
         token: str | None = None,
         *,
         on_message: OnMessage | None = None,
+        renew: Renew | None = None,
         chance: random.Random | None = None,
     ) -> None:
         self.url = socket_url
         self.token = token
         self.on_message = on_message
+        self.renew = renew
         self.chance = chance or random.Random()
         self.you: dict[str, Any] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.position: dict[str, Any] | None = None
         self.joined = asyncio.Event()
         self.joins = 0
-        self.holes = 0
+        self.events = 0
+        self.holes = 0  # ranges that did not join the one before
         self.closed_by: int | None = None
-        self.latencies_ms: list[float] = []
+        self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._here_since_ms = 0.0
         self._reconnect_ms = (500, 5_000)
-        self._clock_ahead_ms = 0.0
         self._ids = itertools.count(2)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._socket: ClientConnection | None = None
-        self._stopped = False
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Join, listen, rejoin; ends by `stop()` or when the server says to stay away."""
         failures = 0
-        while not self._stopped:
+        while not self._stopping.is_set():
+            joins, self.closed_by = self.joins, None
             try:
                 async with connect(
                     self.url,
-                    subprotocols=[SUBPROTOCOL],
+                    subprotocols=[Subprotocol(SUBPROTOCOL)],
                     compression=None,
                     open_timeout=20,
+                    close_timeout=3,
                     ping_interval=None,
+                    max_size=None,
+                    proxy=None,
                 ) as socket:
                     self._socket = socket
-                    since = None if self.position is None else self.position
-                    await socket.send(
-                        json.dumps({"type": "hello", "id": 1, "token": self.token, "since": since})
-                    )
-                    failures = 0
-                    async for frame in socket:
-                        for message in json.loads(frame):
+                    await self._send({"type": "hello", "id": 1, "token": self.token, "since": self.position})
+                    while True:
+                        for message in messages_of(await socket.recv(decode=False)):
                             await self._take(message)
-            except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError):
-                failures += 1
-            self.joined.clear()
-            for future in self._waiting.values():
-                if not future.done():
-                    future.cancel()
-            self._waiting.clear()
-            if self._socket is not None and self._socket.close_code is not None:
-                self.closed_by = self._socket.close_code
-                if 4500 <= self.closed_by < 5000:
-                    return
-            if not self._stopped:
-                least, most = self._reconnect_ms
-                await asyncio.sleep(self.chance.uniform(least, min(20_000, most * 2**failures)) / 1000)
+            except ConnectionClosed:
+                self.closed_by = None if self._socket is None else self._socket.close_code
+            except (InvalidHandshake, OSError, TimeoutError):
+                pass
+            self._socket = None
+            self._lose_answers()
+            if self._stopping.is_set() or (self.closed_by is not None and 4500 <= self.closed_by < 5000):
+                return
+            failures = 0 if self.joins > joins else failures + 1
+            least, most = self._reconnect_ms
+            most = max(least, min(RECONNECT_MAX_MS, most * 2 ** min(failures, 6)))
+            await asyncio.sleep(self.chance.uniform(least, most) / 1000)
+            if self.closed_by == TOKEN_EXPIRED and self.renew is not None:
+                self.token = await self.renew(self)
 
     async def stop(self) -> None:
-        self._stopped = True
+        self._stopping.set()
         if self._socket is not None:
             await self._socket.close()
 
     async def ask(self, command: str, **fields: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer. Raises RefusedError."""
-        assert self._socket is not None
+        """Send a command and wait for its answer. Raises RefusedError, LostError."""
+        if self._socket is None or not self.joined.is_set():
+            raise LostError
         number = next(self._ids)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        await self._socket.send(json.dumps({"type": command, "id": number, **fields}, ensure_ascii=False))
         try:
+            await self._send({"type": command, "id": number, **fields})
             answer = await asyncio.wait_for(future, ANSWER_S)
+        except (ConnectionClosed, TimeoutError) as error:
+            raise LostError from error
         finally:
             self._waiting.pop(number, None)
         if answer["type"] == "refused":
             raise RefusedError(answer)
         return answer
 
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._socket is not None:
+            await self._socket.send(msgspec.json.encode(message), text=True)
+
+    def _lose_answers(self) -> None:
+        self.joined.clear()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(LostError())
+        self._waiting.clear()
+
     async def _take(self, message: dict[str, Any]) -> None:
         match message["type"]:
             case "welcome":
                 self.you = message["you"]
                 self.position = {"epoch": message["epoch"], "seq": message["seq"]}
-                self._reconnect_ms = tuple(message["reconnect_ms"])
-                self._clock_ahead_ms = message["time"] - time.time() * 1000
+                least, most = message["reconnect_ms"]
+                self._reconnect_ms = (least, most)
+                self._here_since_ms = message["time"]
                 if not message["recovered"]:
                     self.states = {}
                 for state in message["states"]:
@@ -132,10 +163,10 @@ class Viewer:
                 self.joins += 1
                 self.joined.set()
             case "range":
-                assert self.position is not None
-                if message["from"] != self.position["seq"] + 1:
-                    self.holes += 1
-                self.position = {"epoch": message["epoch"], "seq": message["to"]}
+                if self.position is not None:  # else a snapshot was asked for
+                    if message["from"] != self.position["seq"] + 1:
+                        self.holes += 1
+                    self.position = {"epoch": message["epoch"], "seq": message["to"]}
             case "state":
                 known = self.states.get(message["key"])
                 if known is None or message["version"] >= known["version"]:
@@ -147,13 +178,13 @@ class Viewer:
                 if future is not None and not future.done():
                     future.set_result(message)
             case "ping":
-                assert self._socket is not None
-                await self._socket.send('{"type":"pong"}')
+                await self._send({"type": "pong"})
             case "gap":
                 self.position = None
-                assert self._socket is not None
-                await self._socket.send(json.dumps({"type": "resync", "id": 1, "since": None}))
+                await self._send({"type": "resync", "id": 1, "since": None})
         if "seq" in message and "at" in message:
-            self.latencies_ms.append(time.time() * 1000 - message["at"])
+            self.events += 1
+            if message["at"] >= self._here_since_ms:  # what was replayed says nothing about the road
+                self.latencies_ms.append(time.time() * 1000 - message["at"])
         if self.on_message is not None:
             await self.on_message(self, message)

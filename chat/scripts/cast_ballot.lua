@@ -10,7 +10,7 @@
 -- ARGV[6] records     n, then n behaviour records, then the numbers of the choices
 -- Returns {'ok', '{"choices":[…]}'}; refused: unavailable, key_reused, not_found, closed, already_voted.
 -- All or none.
-local gone = guard()
+local gone = whole_guard()
 if gone then return gone end
 local POLL, BALLOTS, id, person = KEYS[8], KEYS[9], ARGV[1], ARGV[2]
 

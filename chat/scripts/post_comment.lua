@@ -19,7 +19,7 @@
 -- Returns {'ok', '{"seq":…,"at":…}'}; refused: unavailable, key_reused, not_live, unauthenticated, not_found
 -- (reply_to), muted, rate_limited (both with retry_ms).
 -- All or none: a refused comment changes nothing but the pause it starts.
-local gone = guard()
+local gone = whole_guard()
 if gone then return gone end
 local MUTES, HIDDEN, PACE, RECENT, PAUSED = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local who, key, digest, public, kind, event, reply_to =

@@ -13,7 +13,7 @@
 -- Returns {'ok', 'held'} or {'ok', 'again'}; refused: unavailable, sold_out (none left, none can come back),
 -- reserved_out (unpaid orders hold the rest), limit_reached (per person, or fewer left than asked).
 -- All or none.
-local gone = guard()
+local gone = whole_guard()
 if gone then return gone end
 local OFFERS, PEOPLE, HOLDS, UNSETTLED = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local order, member = ARGV[1], ARGV[2]

@@ -77,7 +77,7 @@ local function sweep()
   if shut() == '' then
     local free = free_seats()
     while free > 0 do
-      local head = redis.call('ZPOPMAX', QUEUE)
+      local head = redis.call('ZPOPMIN', QUEUE)
       if not head[1] then break end
       hold(head[1], 'served')
       free = free - 1

@@ -32,6 +32,13 @@ local function guard(generation)
   return nil
 end
 
+-- For what viewers ask and nodes read: also `unavailable` while a reborn show is still being filled.
+local function whole_guard(generation)
+  local gone = guard(generation)
+  if not gone and redis.call('HEXISTS', META, 'rebuilding') == 1 then return refused('unavailable', 300) end
+  return gone
+end
+
 local function status() return redis.call('HGET', META, 'status') end
 
 -- Mark a state as changed: gives it the show's next version.

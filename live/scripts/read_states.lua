@@ -4,7 +4,7 @@
 -- Returns: {'ok', {version, seq, epoch, generation, status, open poll, audiences JSON, room audience JSON},
 --           {key, version, parts JSON or '', {field, n, …}, …}, {{id, {field, value, …}}, … newest first}}
 -- All or none: reads only.
-local gone = guard()
+local gone = whole_guard()
 if gone then return gone end
 local meta = redis.call('HMGET', META, 'version', 'seq', 'epoch', 'generation', 'status', 'poll',
   'audiences', 'room_audience')

@@ -399,7 +399,7 @@ export const TEXTS = {
     "ticker.renewed": "{name} renewed",
     "ticker.renewed.many": "{n} members renewed, {name} among them",
     "ticker.paid": "{name} bought {what}",
-    "ticker.paid.many": "{n} people bought {what}",
+    "ticker.paid.many": "{name} and others bought {what}: {n}",
     "ticker.home": { one: "Welcome home to {n} {what} member", other: "Welcome home to {n} {what} members" },
 
     "deck.label": "Open now",

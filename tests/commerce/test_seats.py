@@ -550,7 +550,7 @@ class Rules:
         return len(self.ranks)
 
 
-PERSON = st.integers(0, 4)
+PERSON = st.integers(0, 2)
 
 
 class SeatMachine(RuleBasedStateMachine):
@@ -559,7 +559,7 @@ class SeatMachine(RuleBasedStateMachine):
     stage: Stage
     make_show: MakeShow
 
-    @initialize(quota=st.integers(1, 2))
+    @initialize(quota=st.just(1))
     def open(self, quota: int) -> None:
         self.rules = Rules(quota)
         run(self._open)
@@ -567,7 +567,7 @@ class SeatMachine(RuleBasedStateMachine):
     async def _open(self) -> None:
         self.show = await self.make_show()
         self.benefit = (await self.stage.open(self.show, needs="join", quota=self.rules.quota)).id
-        self.people = await self.stage.members(5)
+        self.people = await self.stage.members(3)
 
     @rule(person=PERSON)
     def take(self, person: int) -> None:
@@ -683,5 +683,5 @@ async def test_any_walk_keeps_the_rules_and_redis_agrees_with_the_tables(
         pass
 
     Machine.stage, Machine.make_show = stage, staticmethod(make_show)
-    walk = settings(max_examples=25, stateful_step_count=40, deadline=None)
+    walk = settings(max_examples=50, stateful_step_count=40, deadline=None)
     await to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=walk))

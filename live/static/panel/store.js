@@ -89,6 +89,7 @@ export function makeStore(show, clock) {
         for (const state of message.states ?? []) putState(state.key, state.data);
       }
       addComments(message.comments ?? []);
+      addTold(message.ticker ?? []);
       store.tick();
     });
     store.onMoved();
@@ -125,13 +126,17 @@ export function makeStore(show, clock) {
       if (MOVES_CUES.test(type ?? "")) moved = true;
     }
     addComments(comments);
-    if (told.length) {
-      const seen = new Set(store.ticker.peek().map(tickKey));
-      const fresh = told.filter((one) => !seen.has(tickKey(one))).reverse();
-      store.ticker.value = [...fresh, ...store.ticker.peek()].slice(0, TICKER_MAX);
-      keep(`panel.ticker.${show.id}`, store.ticker.peek());
-    }
+    addTold(told);
     if (moved) store.onMoved();
+  }
+
+  /** Newest first; what the welcome tells again is there already. */
+  function addTold(events) {
+    const seen = new Set(store.ticker.peek().map(tickKey));
+    const fresh = events.filter((one) => TICKER.has(one.type) && !seen.has(tickKey(one)));
+    if (!fresh.length) return;
+    store.ticker.value = [...fresh.reverse(), ...store.ticker.peek()].sort((a, b) => b.at - a.at).slice(0, TICKER_MAX);
+    keep(`panel.ticker.${show.id}`, store.ticker.peek());
   }
 
   store.putNumbers = (numbers) => {

@@ -72,6 +72,10 @@ export function viewProduct(offer) {
 }
 
 export function buy(offer) {
+  if (boot.preview) {
+    toast(t("preview.only"));
+    return;
+  }
   viewProduct(offer);
   openSheet("buy", { offer: offer.id });
 }

@@ -47,7 +47,7 @@ import {
   you,
 } from "./state.js";
 import { Comments, Composer, addComments, hideComment, replaceComments } from "./talk.js";
-import { Ticker, tell } from "./ticker.js";
+import { Ticker, tell, tellRecent } from "./ticker.js";
 import { t } from "./words.js";
 
 const BACK_SHOWN_MS = 2_500; // how long “connected again” stands
@@ -61,7 +61,10 @@ const socket = new ShowSocket(
     welcome(message, fresh) {
       applyWelcome(message);
       startTicking();
-      if (fresh) replaceComments(message.comments ?? []);
+      if (fresh) {
+        replaceComments(message.comments ?? []);
+        queueMicrotask(() => tellRecent(message.ticker ?? [])); // the states of the same frame name what was won
+      }
       if (isMember.value) {
         carryOn();
         readMine();

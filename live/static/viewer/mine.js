@@ -11,7 +11,7 @@ import { pay } from "./join.js";
 import { Busy, Field, Notice, Sheet, openSheet } from "./sheet.js";
 import { applyYou, boot, isMember, missed, orderNews, sheet, tick, toast, won, you } from "./state.js";
 import { signOut } from "./sign_in.js";
-import { refusalText, t } from "./words.js";
+import { lang, refusalText, t } from "./words.js";
 
 const keys = new Map();
 const TABS = ["orders", "benefits", "me"];
@@ -190,7 +190,10 @@ function Me() {
       </ul>
     </section>`}
     ${tags.error && html`<${Notice} kind="bad" icon="warn">${tags.error}<//>`}
-    <button type="button" class="button button--quiet" onClick=${signOut}>${t("sign.out")}</button>
+    <div class="row row--apart">
+      <a class="link-button" href=${`?lang=${lang === "zh" ? "en" : "zh"}`} lang=${lang === "zh" ? "en" : "zh-CN"} hreflang=${lang === "zh" ? "en" : "zh-CN"}>${lang === "zh" ? "English" : "中文"}</a>
+      <button type="button" class="button button--quiet" onClick=${signOut}>${t("sign.out")}</button>
+    </div>
   </div>`;
 }
 

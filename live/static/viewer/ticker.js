@@ -3,16 +3,18 @@
 import { signal } from "@preact/signals";
 
 import { Grain, html } from "./dom.js";
-import { benefits } from "./state.js";
+import { benefits, clock } from "./state.js";
 import { t } from "./words.js";
 
 const SHOWN_MS = 3_200; // a line is read in peace
 const MERGE_MS = 2_000; // what comes within this is told together
+const NEWS_MS = 60_000; // what is older is not told as just now
 const WAITING_MAX = 6; // lines; beyond it alike ones are merged whatever their age
 
 const line = signal(null);
 let waiting = []; // {kind, first, names, number, rank, what, at}
 let timer = null;
+let told = 0; // when the last event told happened
 
 function needsJoin(id) {
   return benefits.value.find((benefit) => benefit.id === id)?.needs === "join";
@@ -34,7 +36,14 @@ function news(event) {
   }
 }
 
+/** What happened shortly before one came in. */
+export function tellRecent(events) {
+  const since = Math.max(told, clock.now() - NEWS_MS);
+  for (const event of events) if (event.at > since) tell(event);
+}
+
 export function tell(event) {
+  told = Math.max(told, event.at ?? 0);
   const item = news(event);
   if (!item) return;
   const now = performance.now();

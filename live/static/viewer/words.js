@@ -6,7 +6,7 @@ export const lang = document.documentElement.lang.startsWith("en") ? "en" : "zh"
 const table = TEXTS[lang];
 const spare = TEXTS.zh;
 
-/** t("seat.rank", {rank: 37}). A text that depends on a number has the forms `one` and `other`. */
+/** The text of a key with its places filled in. A text that depends on a number has the forms `one` and `other`. */
 export function t(key, values = {}) {
   let text = table[key] ?? spare[key] ?? key;
   if (typeof text === "object") text = values.n === 1 ? text.one : text.other;
