@@ -15,18 +15,29 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 from psycopg import Error as SqlError
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
+from commerce.messages import (
+    BenefitClaimed,
+    BenefitClosed,
+    BenefitOpened,
+    BenefitPaused,
+    BenefitRaised,
+    BenefitResumed,
+    BenefitSoldOut,
+    Event,
+    encoded,
+)
 from membership.actor import Actor, BenefitId, Facts, MemberId, PaymentId, ShowId, new_id
 from membership.audience import EVERYONE, Audience, ShowAudiences
 from membership.behaviour import Record
 from membership.members import mask_name
 from membership.notices import Notices
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal, Unavailable
-from membership.script import Script, ScriptLoader, json_arg
+from membership.script import Arg, Script, ScriptLoader, json_arg
 from membership.transaction import Connection, Transaction
 
 What = Literal["gift", "coupon", "points", "early_access"]
@@ -137,7 +148,7 @@ class BenefitOpen(Refusal):
     code = "benefit_open"
 
 
-class BenefitClosed(Refusal):
+class Closed(Refusal):
     """The benefit is closed."""
 
     code = "closed"
@@ -167,6 +178,13 @@ async def lock_show(conn: Connection, show: ShowId) -> None:
     await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 8))", [f"show:{show}"])
 
 
+def may_have(audience: Audience, facts: Facts) -> bool:
+    """Whether a benefit for `audience` is for this person. A trial gives no part in the first N."""
+    if facts.on_trial:
+        facts = msgspec.structs.replace(facts, plans=frozenset())
+    return audience.has(facts)
+
+
 def require(actor: Actor) -> None:
     if not actor.may("offer.run"):
         raise Forbidden
@@ -181,17 +199,10 @@ class Announcer:
 
     async def tell(self, benefit: Benefit, of: int, claims: Sequence[Told]) -> None:
         """`of` is the quota now. Raises Unavailable: then `announce_left` does it."""
-        sold_out = {"type": "benefit.sold_out", "benefit": benefit.id, "of": of}
-        args: list[str | bytes | int] = [benefit.id, json_arg(sold_out)]
+        args: list[Arg] = [benefit.id, encoded(BenefitSoldOut(benefit=benefit.id, of=of))]
         for claim in claims:
-            event = {
-                "type": "benefit.claimed",
-                "benefit": benefit.id,
-                "rank": claim.rank,
-                "of": of,
-                "name": claim.name,
-            }
-            args += [claim.member, claim.rank, claim.nth, json_arg(event), claim.record]
+            event = BenefitClaimed(benefit=benefit.id, rank=claim.rank, of=of, name=claim.name)
+            args += [claim.member, claim.rank, claim.nth, encoded(event), claim.record]
         answer = await self._announce(benefit.show, benefit_keys(benefit.id), args)
         told = {int(rank) for rank in answer}
         await self._notices.send_many(
@@ -318,17 +329,16 @@ class Benefits:
             raise BenefitOpen from error
         earlier = await self._confirm_earlier(t.conn, show, benefit, terms) if terms.needs == "join" else []
         opened = await self.get(t.conn, benefit)
-        event: dict[str, object] = {
-            "benefit": benefit,
-            "title": opened.title,
-            "value_fen": opened.value_fen,
-            "quota": opened.quota,
-            "needs": opened.needs,
-            "confirmed": len(earlier),
-        }
-        if opened.closes_at is not None:
-            event["closes_at"] = opened.closes_at
-        await self._set_event(t.conn, benefit, "benefit.opened", event)
+        event = BenefitOpened(
+            benefit=benefit,
+            title=opened.title,
+            value_fen=opened.value_fen,
+            quota=opened.quota,
+            needs=opened.needs,
+            confirmed=len(earlier),
+            closes_at=UNSET if opened.closes_at is None else opened.closes_at,
+        )
+        await self._set_event(t.conn, benefit, event)
         await self._put_after(t, benefit)
         if earlier:
             won = [
@@ -345,18 +355,17 @@ class Benefits:
         return opened
 
     async def raise_quota(self, t: Transaction, actor: Actor, benefit: BenefitId, quota: int) -> Benefit:
-        """N may rise, never fall. The queue is served from what is new. Raises BadRequest, BenefitClosed."""
+        """N may rise, never fall. The queue is served from what is new. Raises BadRequest, Closed."""
         require(actor)
         now = await self._lock(t.conn, benefit)
         if now.status == "closed":
-            raise BenefitClosed
+            raise Closed
         if quota == now.quota:
             return now
         if not now.quota < quota <= QUOTA_MAX:
             raise BadRequest(f"A quota may rise, never fall: more than {now.quota}, at most {QUOTA_MAX}.")
         await t.conn.execute("UPDATE benefits SET quota = %s WHERE id = %s", [quota, benefit])
-        event = {"benefit": benefit, "quota": quota, "before": now.quota}
-        return await self._changed(t, benefit, "benefit.raised", event)
+        return await self._changed(t, benefit, BenefitRaised(benefit=benefit, quota=quota, before=now.quota))
 
     async def pause(self, t: Transaction, actor: Actor, benefit: BenefitId, reason: str) -> Benefit:
         """Nothing new is given until it is resumed; viewers see the reason. Held seats stay held."""
@@ -366,26 +375,26 @@ class Benefits:
             raise BadRequest("A pause needs a reason of 1 to 200 characters; viewers see it.")
         now = await self._lock(t.conn, benefit)
         if now.status == "closed":
-            raise BenefitClosed
+            raise Closed
         if now.status == "paused" and now.pause_reason == reason:
             return now
         await t.conn.execute(
             "UPDATE benefits SET status = 'paused', pause_reason = %s WHERE id = %s", [reason, benefit]
         )
-        return await self._changed(t, benefit, "benefit.paused", {"benefit": benefit, "reason": reason})
+        return await self._changed(t, benefit, BenefitPaused(benefit=benefit, reason=reason))
 
     async def resume(self, t: Transaction, actor: Actor, benefit: BenefitId) -> Benefit:
         """Go on after a pause: first the queue is served."""
         require(actor)
         now = await self._lock(t.conn, benefit)
         if now.status == "closed":
-            raise BenefitClosed
+            raise Closed
         if now.status == "open":
             return now
         await t.conn.execute(
             "UPDATE benefits SET status = 'open', pause_reason = NULL WHERE id = %s", [benefit]
         )
-        return await self._changed(t, benefit, "benefit.resumed", {"benefit": benefit})
+        return await self._changed(t, benefit, BenefitResumed(benefit=benefit))
 
     async def close(self, t: Transaction, actor: Actor, benefit: BenefitId) -> Benefit:
         """No claim and no new seat after this; held seats run on to their time. Again changes nothing."""
@@ -554,7 +563,7 @@ class Benefits:
     async def _may_have(self, conn: Connection, audience: Audience, member: MemberId) -> bool:
         if audience in (EVERYONE, REGISTERED):
             return True
-        return audience.has(await self._facts_of(conn, member))
+        return may_have(audience, await self._facts_of(conn, member))
 
     async def _lock(self, conn: Connection, benefit: BenefitId) -> Benefit:
         found = await conn.execute(
@@ -576,22 +585,18 @@ class Benefits:
             """,
             [benefit],
         )
-        return await self._changed(t, benefit, "benefit.closed", {"benefit": benefit})
+        return await self._changed(t, benefit, BenefitClosed(benefit=benefit))
 
-    async def _changed(
-        self, t: Transaction, benefit: BenefitId, kind: str, event: dict[str, object]
-    ) -> Benefit:
+    async def _changed(self, t: Transaction, benefit: BenefitId, event: Event) -> Benefit:
         await t.conn.execute("UPDATE benefits SET version = version + 1 WHERE id = %s", [benefit])
-        await self._set_event(t.conn, benefit, kind, event)
+        await self._set_event(t.conn, benefit, event)
         await self._put_after(t, benefit)
         return await self.get(t.conn, benefit)
 
-    async def _set_event(
-        self, conn: Connection, benefit: BenefitId, kind: str, event: dict[str, object]
-    ) -> None:
+    async def _set_event(self, conn: Connection, benefit: BenefitId, event: Event) -> None:
         await conn.execute(
             "UPDATE benefits SET event = %s, changed_at = clock_timestamp() WHERE id = %s",
-            [Jsonb({"type": kind, **event}), benefit],
+            [Jsonb(msgspec.to_builtins(event)), benefit],
         )
 
     async def _put_after(self, t: Transaction, benefit: BenefitId, *, told: bool = False) -> None:
@@ -693,8 +698,7 @@ class Benefits:
             shown["closes_at"] = terms.closes_at
         if terms.pause_reason is not None:
             shown["reason"] = terms.pause_reason
-        stored = row["event"]
-        event: dict[str, object] = {"type": stored.get("type", "benefit.opened"), **stored}
+        event: dict[str, object] = {"type": row["event"]["type"], **row["event"]}  # the log wants it first
         return terms.show, record, (terms.audience, shown), event
 
 

@@ -22,6 +22,7 @@ from commerce.benefits import (
     KEPT_MAX,
     Announcer,
     Benefit,
+    Closed,
     FixedTerms,
     NotLive,
     Told,
@@ -29,6 +30,7 @@ from commerce.benefits import (
     benefit_keys,
     claim_digest,
     claim_record,
+    may_have,
     nickname_of,
     read_terms,
     shown_name,
@@ -73,12 +75,6 @@ class AlreadyClaimed(Refusal):
     """You have this benefit already."""
 
     code = "already_claimed"
-
-
-class Closed(Refusal):
-    """The benefit is closed."""
-
-    code = "closed"
 
 
 class Paused(Refusal):
@@ -205,7 +201,7 @@ class Claims:
             return Forbidden("A benefit is claimed by a viewer.")
         if actor.member is None:
             return Unauthenticated()
-        if not terms.audience.has(actor.facts):
+        if not may_have(terms.audience, actor.facts):
             return NotEligible()
         if terms.needs != "nothing":
             return NotEligible("This benefit comes with joining.")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from membership.actor import OfferId, OrderId, ProductId
+from membership.actor import BenefitId, OfferId, OrderId, ProductId
 
 LINES_MAX = 10  # offers in one order: its signed quote must fit a command of 4,096 bytes
 QUANTITY_MAX = 99  # pieces of one offer in one order
@@ -85,6 +85,61 @@ class OfferSoldOut(Event, tag="offer.sold_out", frozen=True, kw_only=True):
     offer: OfferId
 
 
+class BenefitOpened(Event, tag="benefit.opened", frozen=True, kw_only=True):
+    """A benefit was opened (state `benefit:<id>`). `confirmed`: tonight's earlier joins, ranked first. Urgent."""
+
+    benefit: BenefitId
+    title: str
+    value_fen: int
+    quota: int
+    needs: Literal["nothing", "join"]
+    confirmed: int
+    closes_at: int | UnsetType = UNSET
+
+
+class BenefitRaised(Event, tag="benefit.raised", frozen=True, kw_only=True):
+    """There are more of it; a quota never falls. Urgent."""
+
+    benefit: BenefitId
+    quota: int
+    before: int
+
+
+class BenefitPaused(Event, tag="benefit.paused", frozen=True, kw_only=True):
+    """Nothing new is given for now, for this reason. Held seats stay held. Urgent."""
+
+    benefit: BenefitId
+    reason: str
+
+
+class BenefitResumed(Event, tag="benefit.resumed", frozen=True, kw_only=True):
+    """It goes on; who stands in line is served first. Urgent."""
+
+    benefit: BenefitId
+
+
+class BenefitClosed(Event, tag="benefit.closed", frozen=True, kw_only=True):
+    """No claim and no new seat from now on; held seats run on to their time. Urgent."""
+
+    benefit: BenefitId
+
+
+class BenefitClaimed(Event, tag="benefit.claimed", frozen=True, kw_only=True):
+    """Someone has it, with this rank: the record is committed."""
+
+    benefit: BenefitId
+    rank: int
+    of: int
+    name: str
+
+
+class BenefitSoldOut(Event, tag="benefit.sold_out", frozen=True, kw_only=True):
+    """All of it is confirmed: none can come back. Urgent."""
+
+    benefit: BenefitId
+    of: int
+
+
 class OrderPlaced(Event, tag="order.placed", frozen=True, kw_only=True):
     """Someone ordered; the order is durable and its pieces are held for ten minutes."""
 
@@ -121,6 +176,14 @@ class OrderChanged(Struct, tag_field="type", tag="order.changed", frozen=True, k
     state: str
     hold_until: int
     returning_fen: int = 0
+
+
+class BenefitMissed(Struct, tag_field="type", tag="benefit.missed", frozen=True, kw_only=True):
+    """Personal: the plan is paid, without the gift. Late money may go back in full, by one tap, until then."""
+
+    benefit: BenefitId
+    why: Literal["sold_out", "reserved_out", "closed", "already_claimed"]
+    refund_until: int | None = None
 
 
 def encoded(event: Struct) -> bytes:

@@ -28,11 +28,13 @@ from commerce.benefits import (
     claim_of,
     claim_record,
     lock_show,
+    may_have,
     ms,
     nickname_of,
     read_terms,
     shown_name,
 )
+from commerce.messages import BenefitMissed
 from membership.actor import Actor, BenefitId, MemberId, PaymentId, ShowId, new_id
 from membership.notices import Notices
 from membership.refusal import Refusal, Unauthenticated, Unavailable
@@ -134,7 +136,7 @@ class Seats:
         if actor.kind != "viewer" or member is None or (actor.facts.plans and not actor.facts.on_trial):
             return None
         benefit = await self._open_benefit(t.conn, show)
-        if benefit is None or not benefit.audience.has(actor.facts):
+        if benefit is None or not may_have(benefit.audience, actor.facts):
             return None
         keys = benefit_keys(benefit.id)
         word, until, change = await self._hold(show, keys, [benefit.id, member])
@@ -190,7 +192,7 @@ class Seats:
         if (
             opened is not None
             and opened.id not in {benefit.id for benefit in benefits}
-            and opened.audience.has(await self._facts_of(conn, member))
+            and may_have(opened.audience, await self._facts_of(conn, member))
         ):
             benefits.append(opened)
         missed: tuple[Benefit, MissedWhy, bool] | None = None
@@ -418,15 +420,10 @@ class Seats:
         )
         row = await found.fetchone()
         until = ms(row["refund_until"]) if row and row["refund_until"] else None
-        notice: dict[str, object] = {
-            "type": "benefit.missed",
-            "benefit": benefit.id,
-            "why": why,
-            "refund_until": until,
-        }
+        notice = BenefitMissed(benefit=benefit.id, why=why, refund_until=until)
 
         async def tell() -> None:
-            await self._notices.send(member, notice)
+            await self._notices.send(member, msgspec.to_builtins(notice))
 
         t.after_commit(tell)
 
@@ -528,7 +525,7 @@ class Seats:
             raise Unauthenticated
         terms = await self._fixed.get(show, benefit)
         paid = bool(actor.facts.plans) and not actor.facts.on_trial
-        if terms.needs != "join" or paid or not terms.audience.has(actor.facts):
+        if terms.needs != "join" or paid or not may_have(terms.audience, actor.facts):
             raise NotEligible
         return terms, actor.member
 

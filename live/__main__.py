@@ -331,11 +331,13 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from live.brand import SHOP
     from live.demo import crowd_command, crowd_environment, load_demo, screen
 
     if arguments.tied:
         process.end_with_parent()  # `make` passes nothing on when it is killed; the kernel does
     os.environ.setdefault("COMPANION_SANDBOX", "yes")
+    os.environ.setdefault("COMPANION_SHOP_NAME", SHOP)
     settings = _read(arguments)
     if arguments.fresh:
         if not settings.embedded:

@@ -138,7 +138,11 @@ def open_tail(settings: Settings) -> Redis:
 
 def create_app(parts: Parts, node: Node | None = None) -> Starlette:
     """HTTP: the API, the pages, static files, and the sandbox provider where it is switched on."""
-    routes: list[BaseRoute] = [*http_routes(parts), *page_routes(parts), *panel_routes(parts)]
+
+    def not_ready() -> str | None:
+        return "This process is draining." if node is not None and node.draining else None
+
+    routes: list[BaseRoute] = [*http_routes(parts, not_ready), *page_routes(parts), *panel_routes(parts)]
     if parts.settings.sandbox:
         from live.sandbox import create_sandbox
 

@@ -103,7 +103,7 @@ PLAN: Final = PlanInput(
     period_months=12,
     trial_days=7,
     percent=88,
-    gift_text="全年会员价、免运费、每月尝鲜装、营养师一对一",
+    gift_text="每月尝鲜装、生日礼盒、营养师一对一",
 )
 
 

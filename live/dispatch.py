@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("companion.dispatch")
 
-PREVIEW_PREFIX: Final = "preview:"
 REACTIONS_PER_S_MAX: Final = 20  # of one socket; more taps in a second are not counted
 RECORDS_MAX: Final = 5_000  # behaviour records waiting in this process
 WATCH_MIN_MS: Final = 1_000
@@ -79,7 +78,7 @@ class Dispatch:
         kind = type(command).__struct_config__.tag
         try:
             assert socket.actor is not None and socket.show is not None
-            if socket.actor.id.startswith(PREVIEW_PREFIX):
+            if socket.looks_only:
                 raise Forbidden("A preview may only look.")
             reply = await self._acts[type(command)](socket, socket.actor, socket.show, command)
         except Refusal as refusal:

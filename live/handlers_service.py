@@ -49,8 +49,7 @@ async def readiness(ctx: Context) -> Health:
 
 async def metrics(ctx: Context) -> Raw:
     """Prometheus' text form; of this process."""
-    registry = ctx.service.registry
-    return Raw(generate_latest(registry), CONTENT_TYPE_LATEST)
+    return Raw(generate_latest(ctx.service.metrics.registry), CONTENT_TYPE_LATEST)
 
 
 async def openapi_document(ctx: Context) -> Raw:

@@ -96,6 +96,9 @@ async def update_product(ctx: Context, body: ProductPatch) -> Product:
 async def add_price(ctx: Context, body: PriceBody) -> PriceEntry:
     """Add a line to the product's price list: for whom, from when, until when."""
     product = ProductId(ctx.path["product"])
+    for moment in (body.from_at, body.until_at):
+        if moment is not None and not 2000 <= moment.year <= 2200:
+            raise BadRequest("A price begins and ends between the years 2000 and 2200.")
     async with ctx.transaction() as t:
         entry = await ctx.parts.products.set_price(
             t, ctx.actor, product, body.unit_fen, body.audience, body.from_at, body.until_at

@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
-from prometheus_client import CollectorRegistry, Histogram
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -34,6 +33,7 @@ from membership.refusal import (
     BadRequest,
     Forbidden,
     NotFound,
+    RateLimited,
     Refusal,
     Unauthenticated,
     Unavailable,
@@ -42,6 +42,7 @@ from membership.script import PlainScript
 from membership.transaction import Connection, Transaction
 
 if TYPE_CHECKING:
+    from live.metrics import Metrics
     from live.parts import Parts
 
 log = logging.getLogger("companion.http")
@@ -49,6 +50,10 @@ log = logging.getLogger("companion.http")
 BODY_BYTES_MAX: Final = 64 * 1024
 BODY_WAIT_S: Final = 10.0  # for the whole body to arrive
 KEY_CHARS_MAX: Final = 64
+WRITES_PER_S: Final = 5.0  # of one viewer, as on the socket
+WRITES_AT_ONCE: Final = 40
+UNNAMED_FACTOR: Final = 4  # behind one address there may be many
+BUCKETS_MAX: Final = 50_000
 KEY_RUNNING_MS: Final = 60_000  # a request that died with its process frees its key after this
 REPLY_KEPT_S: Final = 86_400
 VIEWER_SESSION_S: Final = 30 * 86_400
@@ -56,6 +61,7 @@ STAFF_SESSION_S: Final = 12 * 3_600
 
 VIEWER_COOKIE: Final = "companion_viewer"
 STAFF_COOKIE: Final = "companion_staff"
+GUEST_COOKIE: Final = "companion_guest"  # a guest stays one person over reconnects: one ballot
 CSRF_COOKIE: Final = "companion_csrf"
 CSRF_HEADER: Final = "x-csrf-token"
 
@@ -209,26 +215,20 @@ class Service:
         *,
         openapi: dict[str, Any],
         asyncapi: dict[str, Any],
-        registry: CollectorRegistry,
+        metrics: Metrics,
         count_rate: PlainScript,
         not_ready: Callable[[], str | None],
     ) -> None:
         self.openapi = openapi
         self.asyncapi = asyncapi
-        self.registry = registry
+        self.metrics = metrics
+        self.viewers = Rates(WRITES_PER_S, WRITES_AT_ONCE)
+        self.addresses = Rates(WRITES_PER_S * UNNAMED_FACTOR, WRITES_AT_ONCE * UNNAMED_FACTOR)
         self.count_rate = count_rate
         self.not_ready = not_ready  # why no new work should come here; None when it may
-        self._seconds = Histogram(
-            "http_seconds",
-            "Time to answer",
-            ["route", "status"],
-            namespace="companion",
-            registry=registry,
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
-        )
 
     def answered(self, route: str, status: int, took_s: float) -> None:
-        self._seconds.labels(route, f"{status // 100}xx").observe(took_s)
+        self.metrics.http.labels(route, f"{status // 100}xx").observe(took_s)
 
 
 class Context:
@@ -271,7 +271,7 @@ class Context:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
-        async with self.parts.pool.connection() as conn:
+        async with self.parts.database.reading() as conn:
             yield conn
 
     async def audit(self, t: Transaction, act: str, subject: str, detail: Any = None) -> None:
@@ -293,7 +293,7 @@ class Context:
         self.set_cookie(cookie, "", 0)
 
 
-def may(actor: Actor, who: Who, path: Mapping[str, str]) -> None:
+def may(actor: Actor, who: Who) -> None:
     """Refuse an actor whom a route is not for."""
     if who == "public":
         return
@@ -313,6 +313,30 @@ def may(actor: Actor, who: Who, path: Mapping[str, str]) -> None:
 
 def roles_with(permission: Permission) -> list[str]:
     return [role for role, permissions in PERMISSIONS.items() if permission in permissions]
+
+
+class Rates:
+    """Token buckets of one process: how fast one person, or one address without a name, may write.
+
+    A bucket that has filled up again is forgotten, so what is kept is bounded by what was asked lately.
+    """
+
+    def __init__(self, per_s: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._burst, self._now = per_s, burst, now
+        self._buckets: dict[str, tuple[float, float]] = {}  # who -> (writes left, when)
+
+    def take(self, who: str) -> None:
+        """One write. Raises RateLimited."""
+        now = self._now()
+        left, at = self._buckets.pop(who, (float(self._burst), now))
+        left = min(float(self._burst), left + (now - at) * self._per_s)
+        if left < 1:
+            self._buckets[who] = (left, now)
+            raise RateLimited(retry_ms=int((1 - left) / self._per_s * 1000) + 1)
+        self._buckets[who] = (left - 1, now)
+        if len(self._buckets) > BUCKETS_MAX:
+            for oldest in list(self._buckets)[: BUCKETS_MAX // 2]:  # in the order of the last write
+                del self._buckets[oldest]
 
 
 class Door:
@@ -374,7 +398,12 @@ class Door:
             if not PATH_FORMS[name][0].fullmatch(ctx.path[name]):
                 raise NotFound
         await self._identify(ctx, route)
-        may(ctx.actor, route.who, ctx.path)
+        may(ctx.actor, route.who)
+        if route.writes and ctx.actor.kind == "viewer" and not route.signed:
+            if ctx.by == "nothing":
+                self.service.addresses.take(ctx.client_ip)
+            else:
+                self.service.viewers.take(ctx.actor.id)
         ctx.key = self._key(ctx.request) if route.writes else None
         given: list[Any] = []
         if route.query is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from membership.actor import Actor, Facts, GuestId, MemberId, StaffId
-from membership.members import guest, is_guest_id, new_guest_id
+from membership.actor import Actor, Facts, GuestId, MemberId, StaffId, new_link_id
+from membership.members import guest, is_guest_id
 from membership.refusal import NotFound, Unauthenticated
 from membership.tokens import Preview
 from membership.transaction import Connection
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 API_KEY_PREFIX = "ck_"
 GUEST_PREFIX = "g_"
+PREVIEW_PREFIX = "preview:"
 
 
 async def actor_of_token(parts: Parts, conn: Connection, token: str) -> Actor:
@@ -49,15 +50,9 @@ async def preview_actor(parts: Parts, conn: Connection, preview: Preview) -> Act
 
     It is nobody's identity, so it can look and do nothing.
     """
-    if preview == "guest":
-        return guest(new_guest_id())
-    plans = await parts.plans.all(conn)
-    return Actor(
-        kind="viewer",
-        id=new_guest_id(),
-        name="预览",
-        facts=Facts(registered=True, plans=frozenset(plan.id for plan in plans)),
-    )
+    plans = await parts.plans.all(conn) if preview == "plan" else ()
+    facts = Facts(registered=preview == "plan", plans=frozenset(plan.id for plan in plans))
+    return Actor(kind="viewer", id=PREVIEW_PREFIX + new_link_id(), name="预览", facts=facts)
 
 
 async def actor_of_key(parts: Parts, conn: Connection, secret: str) -> Actor:

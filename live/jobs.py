@@ -122,11 +122,14 @@ class Rounds:
         async with self._parts.database.reading() as conn:
             shows = await self._parts.benefits.to_tend(conn)
         for show in shows:
-            async with self._parts.database.transaction() as t:
-                await self._parts.benefits.agree(t, show)
-            await self._parts.seats.sweep(show)
-            async with self._parts.database.transaction() as t:
-                await self._parts.claims.settle(t, show)
+            try:
+                async with self._parts.database.transaction() as t:
+                    await self._parts.benefits.agree(t, show)
+                await self._parts.seats.sweep(show)
+                async with self._parts.database.transaction() as t:
+                    await self._parts.claims.settle(t, show)
+            except Refusal as refusal:  # its keys are being rebuilt; the other shows go on
+                log.warning("tending %s: %s", show, refusal)
 
     async def _record(self) -> None:
         """Log and behaviour to PostgreSQL, for every show that moved."""

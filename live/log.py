@@ -189,7 +189,7 @@ class Tail:
         tail_redis: Redis,
         redis: Redis,
         on_entries: Callable[[ShowId, list[Entry]], Awaitable[None]],
-        on_notices: Callable[[list[tuple[str, bytes | None]]], Awaitable[None]],
+        on_notices: Callable[[list[tuple[str, bytes | None]]], None],
         on_health: Callable[[bool], None],
     ) -> None:
         self._tail_redis = tail_redis
@@ -276,9 +276,11 @@ class Tail:
             key = raw_key.decode()
             if key == notices.STREAM:
                 told = [(fields[b"member"].decode(), fields.get(b"message")) for _, fields in raw_entries]
+                self._on_notices(told)
                 self._positions[key] = raw_entries[-1][0].decode()
-                await self._on_notices(told)
             elif key in self._shows:
                 entries = [entry_from(raw_id, fields) for raw_id, fields in raw_entries]
-                self._positions[key] = raw_entries[-1][0].decode()
+                # The position moves when they were taken: what failed is read again, twice is harmless.
                 await self._on_entries(self._shows[key], entries)
+                if key in self._positions:
+                    self._positions[key] = raw_entries[-1][0].decode()

@@ -33,6 +33,13 @@ class Metrics:
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
             **made,
         )
+        self.http = Histogram(
+            "http_seconds",
+            "Time to answer a request",
+            ["route", "status"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+            **made,
+        )
         self.log_up = Gauge("log_up", "1 while the log can be read", **made)
         self.dropped_behaviour = Counter("dropped_behaviour", "Behaviour records over the bound", **made)
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -19,16 +19,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from live import protocol as wire
-from live.dispatch import PREVIEW_PREFIX, Dispatch
-from live.http import STAFF_COOKIE, VIEWER_COOKIE
+from live.dispatch import Dispatch
+from live.http import GUEST_COOKIE, STAFF_COOKIE, VIEWER_COOKIE
 from live.hub import ShowHub, in_room
 from live.identity import GUEST_PREFIX, actor_of_token, viewer_actor
 from live.log import RECENT_ENTRIES, Entry, Tail
 from live.metrics import Metrics
 from live.socket import STRIKES_MAX, Socket
-from membership.actor import Actor, Facts, MemberId, ShowId, new_link_id
+from membership.actor import Actor, GuestId, MemberId, ShowId, new_link_id
+from membership.members import guest, is_guest_id, new_guest_id
 from membership.refusal import BadRequest, Refusal, Unauthenticated, Unavailable
-from membership.transaction import Connection
 
 if TYPE_CHECKING:
     from live.parts import Parts
@@ -49,6 +49,7 @@ class Hello(msgspec.Struct, frozen=True):
 
     actor: Actor
     expires_at: float | None
+    looks_only: bool = False  # staff who see the page as a guest or plan member would
 
 
 class Node:
@@ -64,6 +65,7 @@ class Node:
         self.hubs: dict[ShowId, ShowHub] = {}
         self.sockets: set[Socket] = set()
         self.members: dict[str, set[Socket]] = {}
+        self.stale_members: set[str] = set()  # whose facts changed and could not be read yet
         self.draining = False
         self._all_gone = asyncio.Event()  # no socket is left while draining
         self.log_up = True
@@ -235,6 +237,7 @@ class Node:
         found = await self._who(socket, hello.token)
         hub = await self.hub(socket.show)
         socket.actor, socket.expires_at = found.actor, found.expires_at
+        socket.looks_only = found.looks_only
         if not in_room(hub.room_audience, socket):
             raise MembersOnly(join=f"/s/{socket.show}")
         if found.actor.room is not None and not await self.parts.shows.in_room(socket.show, found.actor.room):
@@ -251,9 +254,8 @@ class Node:
         if token is not None:
             claims = self.parts.tokens.verify(token)
             async with self.parts.pool.connection() as conn:
-                if claims.preview is not None:
-                    return Hello(await self._preview(conn, claims.preview), float(claims.exp))
-                return Hello(await actor_of_token(self.parts, conn, token), float(claims.exp))
+                actor = await actor_of_token(self.parts, conn, token)
+            return Hello(actor, float(claims.exp), looks_only=claims.preview is not None)
         try:
             cookies = SimpleCookie(socket.cookies)
         except CookieError:
@@ -269,14 +271,8 @@ class Node:
                     return Hello(actor, float(claims.exp))
                 except Unauthenticated:
                     continue
-        guest = GUEST_PREFIX + new_link_id()
-        return Hello(Actor(kind="viewer", id=guest), None)
-
-    async def _preview(self, conn: Connection, kind: str) -> Actor:
-        """Staff who look at the viewer's page as a guest or a plan member would: they may only look."""
-        plans = await self.parts.plans.all(conn) if kind == "plan" else ()
-        facts = Facts(registered=kind == "plan", plans=frozenset(plan.id for plan in plans))
-        return Actor(kind="viewer", id=PREVIEW_PREFIX + new_link_id(), name="预览", facts=facts)
+        known = cookies[GUEST_COOKIE].value if GUEST_COOKIE in cookies else ""
+        return Hello(guest(GuestId(known) if is_guest_id(known) else new_guest_id()), None)
 
     async def hub(self, show: ShowId) -> ShowHub:
         """The hub of a show, loaded once however many wait. Raises NotFound, Unavailable."""
@@ -323,7 +319,7 @@ class Node:
         if joins:
             hub.enter(socket)
             socket.joined = True
-            if socket.actor.kind == "viewer" and not socket.actor.id.startswith(PREVIEW_PREFIX):
+            if socket.actor.kind == "viewer" and not socket.looks_only:
                 socket.watch_from = int(time.time() * 1000)
             self.metrics.viewers.inc()
             self._remember_member(socket)
@@ -457,18 +453,21 @@ class Node:
                 elif found[1] < hub.seq:
                     await self.dispatch.renew_epoch(hub)
                     await self.reload(hub)
-                elif found[2] > hub.version:
-                    await self.refresh_states(hub)
+                else:
+                    if found[2] > hub.version:
+                        await self.refresh_states(hub)
+                    if found[1] > hub.seq:  # on its way, or a read that stalled without an error
+                        await self._refetch(hub)
             except Refusal as refusal:
                 log.warning("show %s: position not checked: %s", hub.show, refusal)
 
-    async def _on_notices(self, told: list[tuple[str, bytes | None]]) -> None:
+    def _on_notices(self, told: list[tuple[str, bytes | None]]) -> None:
         for member, message in told:
             sockets = self.members.get(member)
             if not sockets:
                 continue
             if message is None:
-                await self.reload_member(member)
+                self.spawn(self.reload_member(member))
             else:
                 for socket in list(sockets):
                     socket.tell(msgspec.Raw(message))
@@ -478,8 +477,10 @@ class Node:
         sockets = [s for s in self.members.get(member, ()) if s.joined and s.show in self.hubs]
         if not sockets:
             return
+        self.stale_members.add(member)
         async with self.parts.pool.connection() as conn:
             actor = await viewer_actor(self.parts, conn, MemberId(member))
+        self.stale_members.discard(member)
         for socket in sockets:
             hub = self.hubs[socket.show]  # type: ignore[index]
             socket.actor = actor

@@ -56,6 +56,8 @@ def refusals_of(route: Route) -> list[str]:
         words.add("bad_request")
     if route.writes:
         words.update(("too_large", "bad_origin", "bad_csrf"))
+        if route.who in ("public", "viewer") and not route.signed:
+            words.add("rate_limited")
         if route.keeps_reply:
             words.update(("key_reused", "busy"))
     if route.body is not None:

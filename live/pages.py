@@ -32,8 +32,10 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from live.http import GUEST_COOKIE
 from membership.actor import NOBODY, RoomId
 from membership.audience import EVERYONE
+from membership.members import is_guest_id, new_guest_id
 from membership.refusal import NotFound, Refusal
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ HERE: Final = Path(__file__).parent
 STATIC: Final = HERE / "static"
 LANG_COOKIE: Final = "companion_lang"
 LANG_COOKIE_S: Final = 365 * 86_400
+GUEST_COOKIE_S: Final = 30 * 86_400
 SHOWS_LISTED: Final = 60
 YEAR_S: Final = 31_536_000
 TEXT_SUFFIXES: Final = {
@@ -208,9 +211,7 @@ class Pages:
     ) -> HTMLResponse:
         """A page in the viewer's language, with the headers every page has."""
         lang = choose_language(request)
-        text = self.environment.get_template(template).render(
-            {"words": WORDS[lang], **values, "lang": lang}
-        )
+        text = self.environment.get_template(template).render({"words": WORDS[lang], **values, "lang": lang})
         response = HTMLResponse(
             text,
             status_code=status,
@@ -313,9 +314,20 @@ class Pages:
         boot = {**self._boot(), "show": card}
         if preview is not None:
             boot["preview"] = preview
-        return self.render(
+        response = self.render(
             "viewer.html", request, show={"summary": "", **card}, boot=boot, modules=self.modules
         )
+        if preview is None and not is_guest_id(request.cookies.get(GUEST_COOKIE, "")):
+            response.set_cookie(
+                GUEST_COOKIE,
+                new_guest_id(),
+                max_age=GUEST_COOKIE_S,
+                httponly=True,
+                samesite="lax",
+                secure=self.settings.public_url.startswith("https:"),
+                path="/",
+            )
+        return response
 
     def missing(self, request: Request, status: int = 404) -> HTMLResponse:
         words = WORDS[choose_language(request)]

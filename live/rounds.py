@@ -48,6 +48,7 @@ class Rounds:
             (COUNTERS_S, self._counters),
             (BATCH_S, self._node.dispatch.flush),
             (PRESENCE_S, self._presence),
+            (PRESENCE_S, self._stale),
             (POSITION_S, self._positions),
         ):
             self._tasks.append(asyncio.create_task(self._repeat(every_s, act), name=act.__name__))
@@ -116,6 +117,13 @@ class Rounds:
             found = await self._node.show_log.position(hub.show)
             if found is not None and found[0] == hub.epoch and found[2] > hub.version:
                 await self._node.refresh_states(hub)
+
+    async def _stale(self) -> None:
+        """Facts that could not be read when they changed are read again."""
+        for member in list(self._node.stale_members):
+            await self._node.reload_member(member)
+            if member not in self._node.members:
+                self._node.stale_members.discard(member)
 
     async def _presence(self) -> None:
         now = self._node.now()

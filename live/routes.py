@@ -241,7 +241,7 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("GET", "/v1/shows/{show}/tags", staff.list_show_tags, "member.read", "members",
        "Tags that a show taught", query=PageQuery, answer=Page[Tag]),
     # -- reports
-    _r("GET", "/v1/shows/{show}/live", shows.read_live_numbers, "staff", "reports",
+    _r("GET", "/v1/shows/{show}/live", shows.read_live_numbers, "report.read", "reports",
        "Viewers, comments, claims, sales now", answer=LiveNumbers),
     _r("GET", "/v1/shows/{show}/report", shows.read_report, "report.read", "reports", "The end card",
        answer=EndCard),
@@ -288,7 +288,7 @@ def http_routes(parts: Parts, not_ready: Callable[[], str | None] | None = None)
     told = Service(
         openapi=openapi(TABLE, version=version, server=server),
         asyncapi=asyncapi(version=version, server=server),
-        registry=parts.metrics.registry,
+        metrics=parts.metrics,
         count_rate=parts.scripts.load_plain("live", "count_rate"),
         not_ready=not_ready or (lambda: None),
     )

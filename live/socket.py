@@ -59,10 +59,10 @@ class Socket(asyncio.Protocol):
         "connections",
         "cookies",
         "expires_at",
-        "guest",
         "hello_id",
         "joined",
         "joining",
+        "looks_only",
         "made_at",
         "mask",
         "node",
@@ -119,7 +119,7 @@ class Socket(asyncio.Protocol):
         self.tokens, self.tokens_at = float(node.commands_burst), self.made_at
         self.cookies = ""
         self.client = ""
-        self.guest = ""
+        self.looks_only = False  # a preview
         self.hello_id: int | None = None
         self.paused = False
 

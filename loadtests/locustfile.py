@@ -27,7 +27,7 @@ from locust import User, events, task
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
-from live.protocol import DRAIN, TOKEN_EXPIRED
+from live.protocol import DRAIN, NO_PONG, SLOW, TOKEN_EXPIRED
 from loadtests.talk import line
 from loadtests.wire import Gone, Turned, Wire
 
@@ -37,15 +37,15 @@ BURST_S: Final = 1.0  # a poll's or a benefit's rush
 IDLE_S: Final = 1.0
 STALL_S: Final = (5.0, 25.0)  # a slow reader reads nothing for so long
 SLOW_RECEIVE_BYTES: Final = 4_096
+CLOSED_WITHOUT_CODE: Final = 1006
 # Answers that an evening's rules give to people who did nothing wrong.
 FAIR: Final = frozenset(
     {"sold_out", "reserved_out", "already_claimed", "already_voted", "closed", "paused", "not_live",
      "rate_limited", "muted"}
 )  # fmt: skip
-REPORTED: Final = ("join", "delivery", "command", "refused", "hole", "closed")
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _arguments(parser: Any) -> None:
     group = parser.add_argument_group("Live companion")
     group.add_argument("--show", default="", help="the show's id, as in its link (required)")
@@ -59,18 +59,20 @@ class Tokens:
     """Members' tokens, each given out once; afterwards there are only guests."""
 
     def __init__(self, environment: Environment) -> None:
-        path = environment.parsed_options.tokens
+        options = environment.parsed_options
+        assert options is not None
+        path = options.tokens
         found = Path(path).read_text("ascii").split() if path else []
         first, step = 0, 1
         if isinstance(environment.runner, WorkerRunner):  # every worker process has a share of its own
-            first, step = environment.runner.worker_index, environment.parsed_options.processes or 1
+            first, step = environment.runner.worker_index, options.processes or 1
         self._left: Iterator[str] = itertools.islice(found, first, None, max(1, step))
 
     def next(self) -> str | None:
         return next(self._left, None)
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def _begin(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     if options is None or not options.show:
@@ -102,7 +104,7 @@ def _progress(environment: Environment, every_s: float) -> None:
         came = [entry for entry in entries if entry.method == "delivery"]
         worst = max((entry.get_current_response_time_percentile(0.99) or 0 for entry in came), default=0)
         print(
-            f"{time.monotonic() - started:5.0f} s  {runner.user_count} viewers"
+            f"load: {time.monotonic() - started:4.0f} s  {runner.user_count} viewers"
             f"  {sum(entry.num_requests for entry in came):,} delivered"
             f"  p99 of the last 10 s {worst:.0f} ms"
             f"  holes {sum(entry.num_requests for entry in entries if entry.method == 'hole')}",
@@ -110,17 +112,19 @@ def _progress(environment: Environment, every_s: float) -> None:
         )
 
 
-class Viewer(User):  # type: ignore[misc]
+class Viewer(User):
     """Joins, listens and rejoins; what else it does is the scenario's."""
 
     abstract = True
     tokens: ClassVar[Tokens]
     receive_bytes: ClassVar[int | None] = None
+    expected_closes: ClassVar[tuple[int, ...]] = ()
 
     def on_start(self) -> None:
         parts = urlsplit(self.environment.host)
         scheme = "wss" if parts.scheme == "https" else "ws"
-        show = self.environment.parsed_options.show
+        options = self.environment.parsed_options
+        show = options.show if options is not None else ""
         self.url = f"{scheme}://{parts.netloc}/v1/shows/{show}/socket"
         self.token = self.tokens.next()
         self.chance = random.Random()
@@ -146,12 +150,12 @@ class Viewer(User):  # type: ignore[misc]
             gevent.sleep(self.chance.uniform(0.5, 1.5) * turned.retry_after_s)
         except Gone as gone:
             final = 4500 <= gone.code < 5000
-            self.report("closed", str(gone.code), failed=gone.code not in (DRAIN, *self.expected_closes))
+            self._ended(str(gone.code), expected=gone.code in (DRAIN, *self.expected_closes))
             if final or gone.code == TOKEN_EXPIRED:
                 gevent.sleep(3_600)  # the run's end finds us here
             self._back_off()
         except OSError as error:
-            self.report("closed", type(error).__name__, failed=True)
+            self._ended(type(error).__name__, expected=CLOSED_WITHOUT_CODE in self.expected_closes)
             self._back_off()
         finally:
             self._asked.clear()
@@ -159,8 +163,6 @@ class Viewer(User):  # type: ignore[misc]
             if self.wire is not None:
                 self.wire.close()
                 self.wire = None
-
-    expected_closes: ClassVar[tuple[int, ...]] = ()
 
     def listen(self) -> None:
         """Hear what comes until the next own act is due, then act."""
@@ -196,6 +198,9 @@ class Viewer(User):  # type: ignore[misc]
             exception=RuntimeError(name) if failed else None,
             context={},
         )
+
+    def _ended(self, how: str, *, expected: bool) -> None:
+        self.report("closed", f"{type(self).__name__}: {how}", failed=not expected)
 
     def _back_off(self) -> None:
         least, most = self.reconnect_ms
@@ -314,7 +319,8 @@ class SlowReader(Viewer):
 
     weight = 1
     receive_bytes = SLOW_RECEIVE_BYTES
-    expected_closes = (4102, 4103)
+    # Cut while it does not read: the close frame never arrives.
+    expected_closes = (SLOW, NO_PONG, CLOSED_WITHOUT_CODE)
 
     def begin(self) -> None:
         self.later(self.chance.uniform(1, 5), self.stall)

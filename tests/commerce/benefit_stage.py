@@ -142,7 +142,7 @@ class Stage:
 
     async def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
         async with self.tx() as t:
-            return await (await t.conn.execute(query, values)).fetchall()  # type: ignore[call-overload, no-any-return]
+            return await (await t.conn.execute(query, values)).fetchall()
 
     async def ranks(self, benefit: BenefitId) -> list[int]:
         return [
@@ -153,14 +153,15 @@ class Stage:
         ]
 
     async def events(self, show: ShowId, kind: str = "") -> list[dict[str, Any]]:
-        entries = await self.redis.xrange(show_key(show, "log"))
+        entries: Any = await self.redis.xrange(show_key(show, "log"))
         events = [msgspec.json.decode(fields[b"e"]) for _, fields in entries if fields[b"e"]]
         return [event for event in events if not kind or event["type"] == kind]
 
     async def notes(self, member: MemberId) -> list[dict[str, Any]]:
+        entries: Any = await self.redis.xrange(STREAM)
         return [
             msgspec.json.decode(fields[b"message"])
-            for _, fields in await self.redis.xrange(STREAM)
+            for _, fields in entries
             if fields[b"member"].decode() == member and b"message" in fields
         ]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from psycopg import errors
 
-from commerce.benefits import BenefitClosed, BenefitInput, BenefitOpen, NotLive, shown_name
+from commerce.benefits import BenefitInput, BenefitOpen, Closed, NotLive, shown_name
 from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
 from membership.audience import PLAN_MEMBERS, Audience
 from membership.partition import show_key
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal, Unavailable
+from membership.transaction import Transaction
 from tests.commerce.benefit_stage import HOST, Stage, viewer
 from tests.conftest import MakeShow
 
@@ -56,7 +58,7 @@ async def test_an_audience_of_its_own_gets_its_own_bit(stage: Stage, make_show: 
     show = await make_show()
     benefit = await stage.open(show, audience=Audience(kind="tiers", tiers=("gold",)))
     assert (await stage.state(show, benefit.id))["audience"] == 2
-    entries = await stage.redis.xrange(show_key(show, "log"))
+    entries: Any = await stage.redis.xrange(show_key(show, "log"))
     assert [fields[b"a"] for _, fields in entries] == [b"2"]
 
 
@@ -105,12 +107,12 @@ async def test_earlier_joins_fill_no_more_than_the_quota_and_count_a_person_once
 async def test_a_payment_and_the_opening_do_not_pass_each_other(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     members = await stage.members(6)
-    results = await asyncio.gather(
+    results: list[Any] = await asyncio.gather(
         *(stage.pay(show, member) for member in members[:3]),
         stage.open(show, needs="join", quota=6),
         *(stage.pay(show, member) for member in members[3:]),
     )
-    benefit = results[3].id  # type: ignore[union-attr]
+    benefit = results[3].id
     assert await stage.ranks(benefit) == [1, 2, 3, 4, 5, 6]
     rows = await stage.rows(
         "SELECT c.rank FROM benefit_claims c JOIN show_joins j USING (payment_id) ORDER BY j.ordinal"
@@ -166,7 +168,7 @@ async def test_only_who_runs_offers_may_touch_a_benefit(stage: Stage, make_show:
     show = await make_show()
     benefit = (await stage.open(show)).id
     nobody = Actor(kind="staff", id="x", permissions=frozenset({"chat.moderate"}))
-    acts = [
+    acts: list[Callable[[Transaction], Awaitable[object]]] = [
         lambda t: stage.benefits.open(t, nobody, show, BenefitInput(title="x", quota=1)),
         lambda t: stage.benefits.raise_quota(t, nobody, benefit, 9),
         lambda t: stage.benefits.pause(t, nobody, benefit, "x"),
@@ -241,13 +243,13 @@ async def test_a_closed_benefit_stays_closed(stage: Stage, make_show: MakeShow) 
         async with stage.tx() as t:
             assert (await stage.benefits.close(t, HOST, benefit)).status == "closed"
     assert len(await stage.events(show, "benefit.closed")) == 1
-    acts = [
+    acts: list[Callable[[Transaction], Awaitable[object]]] = [
         lambda t: stage.benefits.raise_quota(t, HOST, benefit, 9),
         lambda t: stage.benefits.pause(t, HOST, benefit, "x"),
         lambda t: stage.benefits.resume(t, HOST, benefit),
     ]
     for act in acts:
-        with pytest.raises(BenefitClosed):
+        with pytest.raises(Closed):
             async with stage.tx() as t:
                 await act(t)
 
@@ -388,7 +390,7 @@ async def test_an_older_version_changes_nothing(stage: Stage, make_show: MakeSho
     async def late(*args: Any) -> None:
         held.append(args)
 
-    stage.benefits._put = late
+    stage.benefits._put = late  # type: ignore[assignment]
     async with stage.tx() as t:
         await stage.benefits.raise_quota(t, HOST, benefit, 2)
     stage.benefits._put = put
@@ -425,7 +427,7 @@ async def test_the_tables_are_the_last_guard(stage: Stage, make_show: MakeShow) 
 
     async def change(query: str) -> None:
         async with stage.tx() as t:
-            await t.conn.execute(query)  # type: ignore[call-overload]
+            await t.conn.execute(query)
 
     await insert(one, 1)
     with pytest.raises(errors.UniqueViolation):

@@ -159,6 +159,16 @@ async def test_the_wrong_audience_learns_nothing_and_takes_nothing(stage: Stage,
     assert (await stage.state(show, benefit.id))["audience"] == 1
 
 
+async def test_a_trial_opens_the_door_but_gives_no_part_in_the_first_n(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    members, everyone = await stage.open(show, audience=PLAN_MEMBERS), await stage.open(show)
+    on_trial = [(viewer(await stage.member(), trial=True), "k1")]
+    assert words(await stage.claims.claim_many(show, members.id, on_trial)) == ["not_eligible"]
+    assert words(await stage.claims.claim_many(show, everyone.id, on_trial)) == [1]
+
+
 async def test_who_is_no_member_is_refused(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show)
@@ -351,7 +361,7 @@ async def test_the_gatherer_keeps_order_and_makes_few_calls(stage: Stage, make_s
     batches: list[int] = []
 
     class Counting(Claims):
-        async def claim_many(self, *args: object) -> list[Won | Refusal]:  # type: ignore[override]
+        async def claim_many(self, *args: object) -> list[Won | Refusal]:
             batches.append(len(args[2]))  # type: ignore[arg-type]
             return await super().claim_many(*args)  # type: ignore[arg-type]
 
@@ -383,7 +393,7 @@ async def test_a_failing_call_answers_everyone(stage: Stage, make_show: MakeShow
     benefit = await stage.open(show)
 
     class Broken(Claims):
-        async def claim_many(self, *args: object) -> list[Won | Refusal]:  # type: ignore[override]
+        async def claim_many(self, *args: object) -> list[Won | Refusal]:
             raise RuntimeError("broken")
 
     gatherer = ClaimGatherer(Broken(stage.scripts, stage.notices, stage.tx))

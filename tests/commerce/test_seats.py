@@ -561,17 +561,17 @@ class SeatMachine(RuleBasedStateMachine):
 
     @initialize(quota=st.just(1))
     def open(self, quota: int) -> None:
-        self.rules = Rules(quota)
+        self.plain = Rules(quota)
         run(self._open)
 
     async def _open(self) -> None:
         self.show = await self.make_show()
-        self.benefit = (await self.stage.open(self.show, needs="join", quota=self.rules.quota)).id
+        self.benefit = (await self.stage.open(self.show, needs="join", quota=self.plain.quota)).id
         self.people = await self.stage.members(3)
 
     @rule(person=PERSON)
     def take(self, person: int) -> None:
-        expected = self.rules.take(person)
+        expected = self.plain.take(person)
         assert run(self.stage.take, self.show, self.people[person]) == expected
 
     @rule(person=PERSON)
@@ -583,13 +583,13 @@ class SeatMachine(RuleBasedStateMachine):
             except Refusal as refusal:
                 return refusal.word
 
-        expected = self.rules.line_up(person)
+        expected = self.plain.line_up(person)
         assert run(queue) == expected
 
     @rule(person=PERSON)
     def leave_line(self, person: int) -> None:
-        if person in self.rules.queue:
-            self.rules.queue.remove(person)
+        if person in self.plain.queue:
+            self.plain.queue.remove(person)
         run(self.stage.seats.leave_queue, self.show, self.benefit, viewer(self.people[person]))
 
     @rule(person=PERSON)
@@ -598,18 +598,18 @@ class SeatMachine(RuleBasedStateMachine):
             async with self.stage.tx() as t:
                 await self.stage.seats.release(t, self.show, self.people[person])
 
-        self.rules.end(person)
+        self.plain.end(person)
         run(release)
 
     @rule(person=PERSON)
     def lapse(self, person: int) -> None:
-        self.rules.end(person)
+        self.plain.end(person)
         run(self.stage.end_holds, self.show, self.benefit, [self.people[person]])
         run(self.stage.seats.sweep, self.show)
 
     @rule(person=PERSON)
     def pay(self, person: int) -> None:
-        expected = self.rules.pay(person)
+        expected = self.plain.pay(person)
         assert run(self.stage.pay, self.show, self.people[person])[1] == expected
 
     @rule(person=PERSON)
@@ -619,7 +619,7 @@ class SeatMachine(RuleBasedStateMachine):
                 async with self.stage.tx() as t:
                     payment = await self.stage.payment(t, self.show, self.people[person])
                     claim = await self.stage.seats.confirm(t, self.show, self.people[person], payment, "p")
-                    assert (claim is not None) == self.rules.may_pay(person)
+                    assert (claim is not None) == self.plain.may_pay(person)
                     raise RuntimeError
 
         run(fail)
@@ -628,23 +628,23 @@ class SeatMachine(RuleBasedStateMachine):
     def more(self) -> None:
         async def more() -> None:
             async with self.stage.tx() as t:
-                await self.stage.benefits.raise_quota(t, HOST, self.benefit, self.rules.quota)
+                await self.stage.benefits.raise_quota(t, HOST, self.benefit, self.plain.quota)
 
-        self.rules.quota += 1
-        self.rules.serve()
+        self.plain.quota += 1
+        self.plain.serve()
         run(more)
 
     @rule()
     def pause_or_resume(self) -> None:
         async def turn() -> None:
             async with self.stage.tx() as t:
-                if self.rules.paused:
+                if self.plain.paused:
                     await self.stage.benefits.pause(t, HOST, self.benefit, "事故")
                 else:
                     await self.stage.benefits.resume(t, HOST, self.benefit)
 
-        self.rules.paused = not self.rules.paused
-        self.rules.serve()
+        self.plain.paused = not self.plain.paused
+        self.plain.serve()
         run(turn)
 
     @rule()
@@ -662,17 +662,17 @@ class SeatMachine(RuleBasedStateMachine):
         counts = run(self.stage.benefits.counts, self.show, self.benefit)
         assert counts.confirmed + counts.held <= counts.quota
         assert (counts.quota, counts.confirmed, counts.held, counts.queued) == (
-            self.rules.quota,
-            len(self.rules.ranks),
-            len(self.rules.held),
-            len(self.rules.queue),
+            self.plain.quota,
+            len(self.plain.ranks),
+            len(self.plain.held),
+            len(self.plain.queue),
         )
         rows = run(
             self.stage.rows,
             "SELECT member_id::text AS m, rank FROM benefit_claims WHERE benefit_id = %s ORDER BY rank",
             self.benefit,
         )
-        assert [row["m"] for row in rows] == [self.people[person] for person in self.rules.ranks]
+        assert [row["m"] for row in rows] == [self.people[person] for person in self.plain.ranks]
         assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
 
 

@@ -25,7 +25,7 @@ from live.rooms import RoomInput
 from live.server import CompanionServer, serving
 from live.settings import read_settings
 from live.shows import ShowInput
-from membership.actor import PERMISSIONS, Actor, Role, ShowId
+from membership.actor import PERMISSIONS, Actor, PaymentId, Role, ShowId, new_id
 from membership.audience import EVERYONE, Audience
 
 ANSWER_S = 8.0
@@ -44,14 +44,17 @@ class Served:
         self._phones = itertools.count(13800000000)
         self._seats: list[Seat] = []
 
-    async def member(self, nickname: str | None = None, *, plan: bool = False) -> Actor:
+    async def member(self, nickname: str | None = None, *, plan: bool = False, paid: bool = False) -> Actor:
         async with self.parts.database.transaction() as t:
             member = await self.parts.members.register(t, str(next(self._phones)), nickname)
-            if plan:
+            if plan or paid:
                 plans = await self.parts.plans.all(t.conn)
                 if not plans:
                     plans = (await self.parts.plans.create(t, PLAN),)
-                await self.parts.plans.start_trial(t, member.id, plans[0].id, member.phone)
+                if paid:
+                    await self.parts.plans.start_paid(t, member.id, plans[0].id, PaymentId(new_id()))
+                else:
+                    await self.parts.plans.start_trial(t, member.id, plans[0].id, member.phone or "")
         async with self.parts.database.reading() as conn:
             return await self.parts.members.actor(conn, member.id)
 

@@ -23,14 +23,14 @@ from standardwebhooks.webhooks import Webhook
 from chat.comments import public_id
 from commerce.sandbox import webhook_secret
 from live.engines import Addresses
-from live.http import BODY_BYTES_MAX, PATH_FORMS, Route
+from live.http import BODY_BYTES_MAX, BUCKETS_MAX, PATH_FORMS, Rates, Route
 from live.jobs import after_show
 from live.openapi import refusals_of
 from live.problem import WORDS
 from live.recorder import Recorder
-from live.routes import TABLE
+from live.routes import TABLE, http_routes
 from membership.actor import ShowId, new_id
-from membership.refusal import Refusal
+from membership.refusal import RateLimited, Refusal
 from tests.live.api import BASE, PAY, SECRET, Caller, Shop, open_shop
 
 pytestmark = pytest.mark.anyio
@@ -113,7 +113,14 @@ async def test_nobody_passes_a_door_that_is_not_theirs(shop: Shop) -> None:
 
 
 async def test_a_token_that_is_none_is_refused_everywhere(shop: Shop) -> None:
-    for header in ("Bearer nonsense", "Bearer ck_nonsense", "Basic abc", "Bearer", "Bearer a.b.c", "Bearer é"):
+    for header in (
+        "Bearer nonsense",
+        "Bearer ck_nonsense",
+        "Basic abc",
+        "Bearer",
+        "Bearer a.b.c",
+        "Bearer é",
+    ):
         caller = shop.client()
         caller.http.headers = httpx2.Headers([(b"authorization", header.encode())])
         for path in ("/v1/me", "/v1/plans", "/v1/rooms"):
@@ -124,7 +131,14 @@ async def test_ids_of_another_form_name_nothing(shop: Shop) -> None:
     owner, member = await shop.staff(), await shop.member()
     for path in ("/v1/polls/1/close", "/v1/offers/x%00/close", "/v1/benefits/../close"):
         assert await owner.refused("POST", path) in ("not_found", "method_not_allowed")
-    for path in ("/v1/shows/%00", "/v1/shows/" + "a" * 65, "/v1/members/王", "/v1/nothing", "/v1/", "/v1/a/b/c"):
+    for path in (
+        "/v1/shows/%00",
+        "/v1/shows/" + "a" * 65,
+        "/v1/members/王",
+        "/v1/nothing",
+        "/v1/",
+        "/v1/a/b/c",
+    ):
         assert await owner.refused("GET", path) == "not_found"
     assert await member.refused("GET", "/v1/me/orders/' OR 1=1") == "not_found"
 
@@ -223,9 +237,7 @@ async def test_a_phone_and_its_code_make_a_member_and_a_session(shop: Shop) -> N
 async def test_session_cookies_are_closed_to_scripts_and_other_sites(shop: Shop) -> None:
     browser = shop.client()
     sent = await browser.ok("POST", "/v1/sign-in/codes", {"phone": "13700000001"})
-    answer = await browser.call(
-        "POST", "/v1/sign-in", {"phone": "13700000001", "code": sent["sandbox_code"]}
-    )
+    answer = await browser.call("POST", "/v1/sign-in", {"phone": "13700000001", "code": sent["sandbox_code"]})
     cookies = {line.partition("=")[0]: line.lower() for line in answer.headers.get_list("set-cookie")}
     assert "httponly" in cookies["companion_viewer"]
     assert "httponly" not in cookies["companion_csrf"]
@@ -278,6 +290,30 @@ async def test_guessing_is_bounded_by_address(shop: Shop) -> None:
     assert words == ["code_expired"] * 30 + ["rate_limited"]
     staff = [await nobody.refused("POST", "/v1/staff/sign-in", {"token": "x"}) for _ in range(31)]
     assert staff == ["unauthenticated"] * 30 + ["rate_limited"]
+
+
+async def test_one_viewer_writes_so_fast_and_no_faster(shop: Shop) -> None:
+    hasty, calm = await shop.member(), await shop.member()
+    words = [await hasty.refused("PATCH", "/v1/me", {}) for _ in range(60)]
+    assert words[:40] == ["bad_request"] * 40
+    assert "rate_limited" in words[40:]
+    assert await calm.refused("PATCH", "/v1/me", {}) == "bad_request"
+    await hasty.ok("GET", "/v1/me")
+
+
+def test_what_the_rates_keep_is_bounded() -> None:
+    clock = 0.0
+    rates = Rates(per_s=1.0, burst=2, now=lambda: clock)
+    for _ in range(2):
+        rates.take("a")
+    with pytest.raises(RateLimited) as refused:
+        rates.take("a")
+    assert 0 < (refused.value.retry_ms or 0) <= 1_001
+    clock = 1.0
+    rates.take("a")
+    for number in range(BUCKETS_MAX + 1):
+        rates.take(str(number))
+    assert len(rates._buckets) <= BUCKETS_MAX
 
 
 async def test_a_staff_link_opens_once(shop: Shop) -> None:
@@ -343,9 +379,13 @@ async def test_the_same_key_gives_the_same_answer_once(shop: Shop) -> None:
     # what was refused is decided anew
     taken = {"title": "x", "slug": "night"}
     for _ in range(2):
-        assert await owner.refused("POST", "/v1/rooms", taken, headers={"idempotency-key": "k2"}) == "slug_taken"
+        assert (
+            await owner.refused("POST", "/v1/rooms", taken, headers={"idempotency-key": "k2"}) == "slug_taken"
+        )
     for key in ("", "x" * 65):
-        assert await owner.refused("POST", "/v1/rooms", body, headers={"idempotency-key": key}) == "bad_request"
+        assert (
+            await owner.refused("POST", "/v1/rooms", body, headers={"idempotency-key": key}) == "bad_request"
+        )
     rooms = await owner.ok("GET", "/v1/rooms")
     assert len(rooms["items"]) == 1
 
@@ -374,12 +414,25 @@ async def a_room(owner: Caller, slug: str | None = None, **more: Any) -> dict[st
 
 async def a_show(owner: Caller, room: str, **more: Any) -> dict[str, Any]:
     starts = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    body = {"room": room, "title": "秋收专场", "starts_at": starts, "video_url": "/static/demo/loop.m3u8", **more}
+    body = {
+        "room": room,
+        "title": "秋收专场",
+        "starts_at": starts,
+        "video_url": "/static/demo/loop.m3u8",
+        **more,
+    }
     made: dict[str, Any] = await owner.ok("POST", "/v1/shows", body)
     return made
 
 
-RICE = {"sku": "rice-5", "name": "有机大米", "list_fen": 12_800, "member_fen": 10_900, "stock": 50, "unit": "袋"}
+RICE = {
+    "sku": "rice-5",
+    "name": "有机大米",
+    "list_fen": 12_800,
+    "member_fen": 10_900,
+    "stock": 50,
+    "unit": "袋",
+}
 PLAN = {"name": "年卡", "fee_fen": 19_900, "period_months": 12}
 ADDRESS = {"name": "王小明", "phone": "13700000001", "region": "浙江省杭州市西湖区", "detail": "文三路 1 号"}
 
@@ -411,7 +464,9 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
 
     # the catalogue and the plan
     rice = await owner.ok("POST", "/v1/products", RICE)
-    oil = await server.ok("POST", "/v1/products", {**RICE, "sku": "oil", "name": "山茶油", "member_fen": None})
+    oil = await server.ok(
+        "POST", "/v1/products", {**RICE, "sku": "oil", "name": "山茶油", "member_fen": None}
+    )
     assert await owner.refused("POST", "/v1/products", RICE) == "sku_taken"
     await owner.ok("PATCH", f"/v1/products/{rice['id']}", {"stock_change": 10})
     assert len((await owner.ok("GET", "/v1/products?search=大米"))["items"]) == 1
@@ -422,6 +477,8 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     )
     card = await owner.ok("GET", f"/v1/products/{oil['id']}")
     assert [line["id"] for line in card["prices"]] == [price["id"]]
+    far = {"unit_fen": 1, "from_at": "9999-12-31T23:59:59-14:00"}  # beyond what can be read back
+    assert await owner.refused("POST", f"/v1/products/{oil['id']}/prices", far) == "bad_request"
     await owner.ok("DELETE", f"/v1/prices/{price['id']}")
     plan = await server.ok("POST", "/v1/plans", PLAN)
     await owner.ok("PATCH", f"/v1/plans/{plan['id']}", {"on_sale": True})
@@ -456,7 +513,9 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
             ]
         },
     )
-    assert [cue["state"] for cue in (await owner.ok("GET", f"/v1/shows/{show}/cues"))["items"]] == ["ready"] * 2
+    assert [cue["state"] for cue in (await owner.ok("GET", f"/v1/shows/{show}/cues"))["items"]] == [
+        "ready"
+    ] * 2
 
     # on air
     assert await owner.refused("POST", f"/v1/shows/{show}/start") == "wrong_status"
@@ -527,9 +586,7 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     page = await viewer.ok("POST", f"/v1/me/orders/{order['order']}/payment")
     await shop.pay(page["payment_url"])
     assert (await viewer.ok("GET", f"/v1/me/orders/{order['order']}"))["state"] == "paid"
-    second = await viewer.ok(
-        "POST", f"/v1/shows/{show}/orders", {**order_body, "key": "order-2"}
-    )
+    second = await viewer.ok("POST", f"/v1/shows/{show}/orders", {**order_body, "key": "order-2"})
     assert (await viewer.ok("POST", f"/v1/me/orders/{second['order']}/cancel"))["state"] == "cancelled"
     assert len((await viewer.ok("GET", "/v1/me/orders"))["items"]) == 3
     points = await viewer.ok("GET", "/v1/me/points")
@@ -554,10 +611,13 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     counts = (await owner.ok("GET", f"/v1/benefits/{gift['subject']}"))["counts"]
     assert (counts["confirmed"], counts["held"]) == (1, 0)
     assert len((await owner.ok("GET", f"/v1/benefits/{gift['subject']}/claims"))["items"]) == 1
-    poll = await owner.ok("POST", f"/v1/shows/{show}/polls", {"question": "加红枣吗?", "choices": ["加", "不加"]})
-    assert await owner.refused(
-        "POST", f"/v1/shows/{show}/polls", {"question": "再问", "choices": ["一", "二"]}
-    ) == "poll_open"
+    poll = await owner.ok(
+        "POST", f"/v1/shows/{show}/polls", {"question": "加红枣吗?", "choices": ["加", "不加"]}
+    )
+    assert (
+        await owner.refused("POST", f"/v1/shows/{show}/polls", {"question": "再问", "choices": ["一", "二"]})
+        == "poll_open"
+    )
     await owner.ok("POST", f"/v1/polls/{poll['id']}/close")
     await owner.ok("GET", f"/v1/shows/{show}/polls")
     await owner.ok("POST", f"/v1/shows/{show}/cues/{ran['id']}/stop")
@@ -572,7 +632,9 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     assert fed["members"][0]["outcome"] == "created"
     minted = await server.ok("POST", "/v1/tokens", {"external_id": "u1", "show": show})
     assert minted["socket"] == f"/v1/shows/{show}/socket"
-    assert (await shop.client({"authorization": f"Bearer {minted['token']}"}).ok("GET", "/v1/me"))["name"] == "阿青"
+    assert (await shop.client({"authorization": f"Bearer {minted['token']}"}).ok("GET", "/v1/me"))[
+        "name"
+    ] == "阿青"
     assert await server.refused("POST", "/v1/tokens", {"external_id": "nobody"}) == "not_found"
     assert await server.refused("POST", "/v1/tokens", {}) == "bad_request"
     page = await server.ok("GET", "/v1/orders?limit=2")
@@ -599,7 +661,9 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     tags = (await owner.ok("GET", f"/v1/members/{member}/tags"))["items"]
     assert [tag["name"] for tag in tags] == ["对有机大米感兴趣"]
     assert tags[0]["evidence"]
-    assert [tag["id"] for tag in (await owner.ok("GET", f"/v1/shows/{show}/tags"))["items"]] == [tags[0]["id"]]
+    assert [tag["id"] for tag in (await owner.ok("GET", f"/v1/shows/{show}/tags"))["items"]] == [
+        tags[0]["id"]
+    ]
     await viewer.ok("GET", "/v1/me/tags")
     await viewer.ok("DELETE", f"/v1/me/tags/{tags[0]['id']}")
     assert (await owner.ok("GET", f"/v1/members/{member}/tags"))["items"] == []
@@ -701,7 +765,13 @@ def signed(body: bytes, secret: str = SECRET, at: datetime | None = None) -> dic
 
 async def test_news_of_a_payment_is_believed_only_when_signed(shop: Shop) -> None:
     path = "/v1/payments/sandbox/webhook"
-    data = {"ref": "r1", "order": new_id(), "amount_fen": 1, "payer": "p", "paid_at": datetime.now(UTC).isoformat()}
+    data = {
+        "ref": "r1",
+        "order": new_id(),
+        "amount_fen": 1,
+        "payer": "p",
+        "paid_at": datetime.now(UTC).isoformat(),
+    }
     body = json.dumps(
         {"type": "payment.succeeded", "timestamp": datetime.now(UTC).isoformat(), "data": data}
     ).encode()
@@ -775,7 +845,9 @@ async def test_late_money_brings_the_plan_without_the_gift_and_a_refund_by_one_t
 # -- stores away -------------------------------------------------------------------------------------
 
 
-async def test_a_store_that_does_not_answer_is_said_plainly(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_does_not_answer_is_said_plainly(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def away() -> None:
         raise ConnectionError("redis://user:secret@10.0.0.1 is away")
 
@@ -785,6 +857,15 @@ async def test_a_store_that_does_not_answer_is_said_plainly(shop: Shop, monkeypa
     assert "secret" not in answer.text
     assert answer.headers["retry-after"] == "1"
     assert (await shop.client().call("GET", "/healthz")).status_code == 200
+
+
+async def test_a_process_that_drains_asks_for_no_new_work(shop: Shop) -> None:
+    shop.app.router.routes[:] = http_routes(shop.parts, lambda: "draining")
+    assert await shop.client().refused("GET", "/readyz") == "unavailable"
+    await shop.client().ok("GET", "/healthz")
+    assert 'companion_http_seconds_count{route="health",status="2xx"}' in await shop.client().ok(
+        "GET", "/metrics"
+    )
 
 
 async def test_a_failure_of_ours_tells_nothing_of_our_insides(

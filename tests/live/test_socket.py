@@ -287,3 +287,18 @@ async def test_an_actor_without_a_name_gets_one(served: Served) -> None:
         await served.make_show(), Actor(kind="viewer", id=member.id, facts=member.facts)
     )
     assert seat.welcome["you"]["name"]
+
+
+async def test_a_guest_with_the_pages_cookie_is_one_person_over_reconnects(served: Served) -> None:
+    show = await served.make_show()
+    async with served.http() as browser:
+        page = await browser.get(f"/s/{show}")
+    cookie = page.headers["set-cookie"].split(";")[0]
+    assert "HttpOnly" in page.headers["set-cookie"]
+    names = []
+    for sent in (cookie, cookie, "companion_guest=../../etc"):
+        seat = Seat(await served.open(show, additional_headers={"Cookie": sent}))
+        await seat.send({"type": "hello", "id": 1, "token": None})
+        names.append((await seat.event("welcome"))["you"]["id"])
+        await seat.close()
+    assert names[0] == names[1] != names[2]

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -108,7 +109,7 @@ async def test_five_thousand_members_over_two_processes_win_exactly_one_hundred_
     assert {row["rank"]: row["m"] for row in rows} == replies
     assert len(rows) == QUOTA
 
-    kept = await stage.redis.hgetall(show_key(show, benefit_keys(benefit.id)[1]))
+    kept: Any = await stage.redis.hgetall(show_key(show, benefit_keys(benefit.id)[1]))
     assert {int(rank): member.decode() for member, rank in kept.items()} == replies
     events = await stage.events(show, "benefit.claimed")
     assert sorted(event["rank"] for event in events) == list(range(1, QUOTA + 1))

@@ -7,9 +7,12 @@ function el(name, attributes, ...children) {
   for (const [key, value] of Object.entries(attributes ?? {})) {
     if (value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return node;
 }
+
+// Text with `words` in it.
+const prose = (text) => (text ?? "").split(/`([^`]+)`/).map((part, index) => (index % 2 ? el("code", {}, part) : part));
 
 const last = (ref) => ref.split("/").at(-1);
 
@@ -42,9 +45,9 @@ function shape(schema, schemas, seen = new Set()) {
       if (!seen.has(found[1])) { seen.add(found[1]); inner.push(found[1]); }
     }
     return el("tr", {}, el("td", {}, el("code", {}, key), required.has(key) ? "" : " (may be left out)"),
-      el("td", {}, el("code", {}, brief(value))), el("td", {}, value.description ?? ""));
+      el("td", {}, el("code", {}, brief(value))), el("td", {}, prose(value.description)));
   });
-  return el("div", {}, name ? el("p", {}, el("strong", {}, name), full.description ? ` — ${full.description}` : "") : null,
+  return el("div", {}, name ? el("p", {}, el("strong", {}, name), full.description ? [" — ", ...prose(full.description)] : "") : null,
     el("table", {}, el("tbody", {}, rows)), inner.map((found) => shape({ $ref: `#/components/schemas/${found}` }, schemas, seen)));
 }
 
@@ -55,7 +58,7 @@ function operation(path, method, op, schemas) {
   details.dataset.words = [path, method, op.operationId, op.summary, op.description, Object.values(op.responses).map((r) => r.description)].join(" ").toLowerCase();
   details.addEventListener("toggle", () => {
     if (!details.open || body.childNodes.length) return;
-    body.append(el("p", {}, op.description ?? ""));
+    body.append(el("p", {}, prose(op.description)));
     if (op.parameters?.length) {
       body.append(el("h3", {}, "Parameters"), el("table", {}, el("tbody", {}, op.parameters.map((p) =>
         el("tr", {}, el("td", {}, el("code", {}, p.name), p.required ? "" : " (may be left out)"), el("td", {}, p.in), el("td", {}, el("code", {}, brief(p.schema))), el("td", {}, p.description ?? p.schema.description ?? ""))))));
@@ -69,7 +72,7 @@ function operation(path, method, op, schemas) {
         body.append(el("p", {}, el("strong", {}, status), media ? ` ${media}` : " no content"));
         if (content?.schema) body.append(shape(content.schema, schemas));
       } else {
-        body.append(el("p", {}, el("strong", {}, status), " ", response.description));
+        body.append(el("p", {}, el("strong", {}, status), " ", prose(response.description)));
       }
     }
   });
@@ -78,7 +81,7 @@ function operation(path, method, op, schemas) {
 
 function socket(document_, toc, main) {
   const schemas = document_.components.schemas;
-  const section = el("section", { id: "socket" }, el("h2", {}, "The socket"), el("p", { class: "about" }, document_.info.description));
+  const section = el("section", { id: "socket" }, el("h2", {}, "The socket"), el("p", { class: "about" }, prose(document_.info.description)));
   for (const [name, title] of [["say", "up"], ["hear", "down"]]) {
     for (const message of document_.operations[name].messages) {
       const word = last(message.$ref);
@@ -104,7 +107,7 @@ async function draw() {
   const main = document.getElementById("main"), toc = document.getElementById("toc");
   try {
     const [api, wire] = await Promise.all([read("/openapi.json"), read("/asyncapi.json")]);
-    main.replaceChildren(el("p", { class: "about" }, api.info.description));
+    main.replaceChildren(el("p", { class: "about" }, prose(api.info.description)));
     document.getElementById("title").textContent = `${api.info.title}: API ${api.info.version}`;
     const schemas = api.components.schemas;
     for (const item of Object.values(api.paths)) for (const method of METHODS) {

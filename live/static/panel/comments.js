@@ -346,7 +346,9 @@ export function Composer({ store, reply, setReply, field, wide }) {
     await post(`/v1/shows/${store.show.peek().id}/comments`, to ? { text: words, reply_to: to } : { text: words }, { key });
     setText("");
     setReply(null);
-    field.current?.focus();
+    // The answer may come when the hand is elsewhere already: the focus is not taken from there.
+    const now = document.activeElement;
+    if (now === document.body || field.current?.form.contains(now)) field.current?.focus();
   });
   useEffect(() => {
     if (reply) field.current?.focus();

@@ -112,10 +112,10 @@ export function makeRunner(store, onSignedOut) {
   runner.run = (cue) => {
     const now = Date.now();
     if (now - (pressed.get(cue.id) ?? 0) < PRESS_GUARD_MS) return;
-    pressed.set(cue.id, now);
     if (cue.state === "running") return void hint(cue, t("cue_is_running", { title: cue.title }));
     const why = barred(cue, store.status.peek());
     if (why) return void hint(cue, why);
+    pressed.set(cue.id, now);
     act("run", cue);
   };
 

@@ -283,7 +283,7 @@ export function AddressForm({ onBack, onDone }) {
   const [busy, setBusy] = useState(false);
   const [errors, setErrors] = useState({});
   const submit = async (event) => {
-    event?.preventDefault();
+    event.preventDefault();
     if (busy) return;
     const body = Object.fromEntries(FIELDS.map(({ name }) => [name, form.current.elements[name].value.trim()]));
     const empty = Object.fromEntries(Object.entries(body).filter(([, value]) => !value).map(([name]) => [name, t(`address.${name}.needed`)]));
@@ -308,9 +308,9 @@ export function AddressForm({ onBack, onDone }) {
   return html`<${Sheet}
     title=${t("address.add")}
     onBack=${onBack}
-    foot=${html`<${Busy} busy=${busy} large onClick=${submit}>${t("address.save")}<//>`}
+    foot=${html`<${Busy} busy=${busy} large type="submit" form=${`${id}-form`}>${t("address.save")}<//>`}
   >
-    <form class="stack" ref=${form} onSubmit=${submit} novalidate>
+    <form class="stack" id=${`${id}-form`} ref=${form} onSubmit=${submit} novalidate>
       ${FIELDS.map(
         ({ name, autocomplete, max, type, inputmode }, i) => html`<${Field} key=${name} id=${`${id}-${name}`} label=${t(`address.${name}`)} error=${errors[name]}>
           <input
@@ -328,7 +328,6 @@ export function AddressForm({ onBack, onDone }) {
           />
         <//>`,
       )}
-      <button type="submit" class="visually-hidden" tabindex="-1">${t("address.save")}</button>
     </form>
   <//>`;
 }

@@ -6,7 +6,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { newKey } from "../socket.js";
 import { ask, connection } from "./actions.js";
 import { post } from "./api.js";
-import { Grain, Icon, classes, html } from "./dom.js";
+import { Grain, Icon, classes, html, lessMotion } from "./dom.js";
 import { Price, duration, left, money } from "./format.js";
 import { openSheet } from "./sheet.js";
 import {
@@ -363,8 +363,8 @@ export function Deck() {
     ...unpaid.value.map((order) => ({ order, key: `order:${order.order}`, came: 0, card: "order" })),
     ...offers.value.filter((offer) => offer.kind === "flash").map((offer) => ({ ...offer, card: "offer" })),
     ...benefits.value.map((benefit) => ({ ...benefit, card: "benefit" })),
-    ...(question ? [{ ...question, card: "poll" }] : []),
     ...offers.value.filter((offer) => offer.kind !== "flash").map((offer) => ({ ...offer, card: "offer" })),
+    ...(question ? [{ ...question, card: "poll" }] : []),
   ];
   const keys = cards.map((one) => one.key).join();
   useEffect(() => {
@@ -374,7 +374,7 @@ export function Deck() {
     const fresh = before && cards.find((one) => !before.has(one.key));
     if (!fresh || clock.now() - touched.current < 6_000) return;
     const element = track.current?.querySelector(`[data-key="${CSS.escape(fresh.key)}"]`);
-    if (element) track.current.scrollTo({ left: element.offsetLeft - track.current.offsetLeft - 12, behavior: "smooth" });
+    element?.scrollIntoView({ block: "nearest", inline: "start", behavior: lessMotion.matches ? "auto" : "smooth" });
   }, [keys]);
   if (!cards.length) return null;
   const onScroll = () => {

@@ -165,6 +165,7 @@ export function Own() {
   return html`<section class="place">
     <${Backdrop} />
     <div class="place__body">
+      <p class="place__lock"><${Icon} name="bag" /></p>
       <header class="place__head"><h1 class="place__title">${t("own.title")}</h1></header>
       <div class="place__acts stack">
         ${isMember.value

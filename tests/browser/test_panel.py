@@ -1,0 +1,157 @@
+"""The host's evening at the panel, on a phone and at a desk, and what viewers see of it."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.stage import PHONE, People, Shop
+
+
+def tab(panel: Page, people: People, name: str) -> None:
+    """On a phone one thing is shown at a time."""
+    if people.size == PHONE:
+        panel.get_by_role("navigation").get_by_role("button", name=name).click()
+
+
+def cue(panel: Page, title: str) -> Locator:
+    return panel.locator(".cue").filter(has_text=title)
+
+
+def act_on(line: Locator, act: str) -> None:
+    """What is done about a comment shows when the line is chosen."""
+    line.click()
+    line.get_by_role("button", name=act).click()
+
+
+def test_the_link_opens_the_panel_once(people: People, shop: Shop) -> None:
+    show = shop.make_show("waiting")
+    link = shop.sign_in_link()
+    panel = people.page(link)
+    row = panel.locator(f'a[href="/panel/{show}"]')
+    expect(row).to_have_accessible_name("进入控制台: 秋收专场:新米上市夜")
+    assert "#" not in panel.url
+    row.click()
+    expect(panel.get_by_role("heading", name="秋收专场:新米上市夜")).to_be_visible()
+    expect(panel.get_by_text("候场中")).to_be_visible()
+    for key, title in zip("ABCD", ("有机大米", "厨房三件套", "下一款粥", "菜籽油"), strict=True):
+        expect(cue(panel, title).locator("kbd")).to_have_text(key)
+    people.expected.update({401, 409, 410})
+    again = people.page(link)
+    expect(again.get_by_role("alert")).to_contain_text("这个链接已经用过了")
+    assert again.url.endswith("/panel/sign-in")
+
+
+def test_cues_are_run_by_their_keys_and_reach_a_waiting_viewer(people: People, shop: Shop) -> None:
+    show = shop.make_show("waiting")
+    viewer = people.viewer(show)
+    expect(viewer.get_by_role("timer", name="距离开播")).to_be_visible()
+    panel = people.panel(show)
+    expect(cue(panel, "有机大米")).to_be_visible()
+    panel.keyboard.press("b")
+    expect(panel.get_by_text("开播后才能执行")).to_be_visible()
+    panel.get_by_role("button", name="开始直播").click()
+    expect(panel.get_by_role("group", name="直播中")).to_be_visible()
+    for key in "abcd":
+        panel.keyboard.press(key)
+    for title in ("有机大米", "厨房三件套", "下一款粥", "菜籽油"):
+        expect(cue(panel, title).get_by_text("进行中")).to_be_visible()
+    for name in ("有机大米 5kg", "厨房三件套", "投票", "浓香菜籽油 1.8L"):
+        expect(viewer.get_by_role("article", name=name)).to_have_count(1)
+    panel.keyboard.press("Shift+D")
+    expect(cue(panel, "菜籽油")).to_contain_text("再按一次停止")
+    panel.keyboard.press("Shift+D")
+    expect(cue(panel, "菜籽油")).to_contain_text("已完成")
+    expect(viewer.get_by_role("article", name="浓香菜籽油 1.8L")).to_have_count(0)
+    tab(panel, people, "数据")
+    expect(panel.get_by_role("radio", name="在线 1")).to_be_visible()
+    expect(panel.get_by_role("article", name="厨房三件套")).to_contain_text("共 100 份")
+    if people.size == PHONE:
+        tab(panel, people, "预览")
+    else:
+        panel.get_by_role("button", name="观众手机").click()
+    phone = panel.frame_locator("iframe")
+    rice = phone.get_by_role("article", name="有机大米 5kg")
+    expect(phone.get_by_text("游客预览")).to_be_visible()
+    expect(rice).to_contain_text("非会员价")
+    expect(rice).not_to_contain_text("你的价")
+    panel.get_by_role("button", name="会员看到的").click()
+    expect(phone.get_by_text("会员预览")).to_be_visible()
+    expect(rice).to_contain_text("会员价 · 你的价")
+
+
+def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> None:
+    show = shop.make_show()
+    panel = people.panel(show)
+    viewer = people.viewer(show, token=shop.member("孙八"))
+    field = viewer.get_by_label("说点什么")
+    for line in ("这个米是新米吗?", "加微信低价卖米"):
+        field.fill(line)
+        viewer.get_by_role("button", name="发送评论").click()
+        expect(viewer.locator(".line--own:not(.line--pending)").filter(has_text=line)).to_be_visible()
+
+    tab(panel, people, "评论")
+    panel.get_by_role("button", name="修改", exact=True).click()
+    panel.get_by_label("公告", exact=True).fill("今晚全场包邮")
+    panel.get_by_role("button", name="发布公告").click()
+    expect(viewer.get_by_text("今晚全场包邮")).to_be_visible()
+
+    panel.keyboard.press("/")
+    say = panel.get_by_label("以主播身份发言")
+    expect(say).to_be_focused()
+    say.fill("大家晚上好")
+    say.press("Enter")
+    hello = viewer.get_by_role("listitem").filter(has_text="大家晚上好")
+    expect(hello).to_contain_text("主播")
+
+    question = panel.locator(".line").filter(has_text="这个米是新米吗?")
+    expect(question).to_contain_text("提问")
+    act_on(question, "回复")
+    say.fill("是今年的新米")
+    say.press("Enter")
+    expect(viewer.get_by_role("listitem").filter(has_text="是今年的新米")).to_contain_text("回复 孙八:")
+
+    spam = panel.locator(".line").filter(has_text="加微信低价卖米")
+    act_on(spam, "隐藏")
+    expect(spam).to_contain_text("已隐藏")
+    expect(viewer.get_by_role("listitem").filter(has_text="加微信低价卖米")).to_have_count(0)
+    act_on(spam, "禁言")
+    spam.get_by_role("button", name="1 分钟").click()
+    expect(viewer.get_by_label("说点什么")).to_have_attribute("placeholder", re.compile("^你暂时不能发言,还有 [0-9]+ 秒"))
+
+
+def test_after_the_end_come_the_card_and_tags_with_their_evidence(people: People, shop: Shop) -> None:
+    show = shop.make_show()
+    shop.run_cues(show, "AB")
+    token = shop.member("周九")
+    viewer = people.viewer(show, token=token)
+    viewer.get_by_label("说点什么").fill("有机大米什么时候发货?")
+    viewer.get_by_role("button", name="发送评论").click()
+    expect(viewer.locator(".line--own:not(.line--pending)")).to_be_visible()
+    shop.join(token, show)
+    shop.buy(token, show)
+    panel = people.panel(show)
+    tab(panel, people, "数据")
+    orders = panel.get_by_role("region", name="订单与加入")
+    expect(orders).to_contain_text("已付款 有机大米 5kg")  # told by the welcome: nobody was at the panel then
+    expect(orders).to_contain_text("第 1 位")
+    people.expected.add(404)  # asked for until the job has made it
+    panel.get_by_role("button", name="结束", exact=True).click()
+    panel.get_by_role("dialog", name="结束这场直播?").get_by_role("button", name="确认结束").click()
+    report = panel.get_by_role("region", name="本场总结")
+    figures = report.locator(".stat")
+    expect(figures.filter(has_text="观看人数")).to_contain_text("1", timeout=20_000)
+    expect(figures.filter(has_text="新加入会员")).to_contain_text("1")
+    expect(figures.filter(has_text="成交额")).to_contain_text("308")
+    expect(report.get_by_role("row", name="厨房三件套")).to_contain_text("1 / 100")
+    expect(report.get_by_role("region", name="大家问得最多")).to_contain_text("有机大米什么时候发货")
+    if people.size == PHONE:
+        tab(panel, people, "标签")
+    tags = panel.get_by_role("region", name="会员标签")
+    tag = tags.get_by_role("button", name="对有机大米感兴趣")
+    expect(tag).to_be_visible()
+    tag.click()
+    expect(tags).to_contain_text("规则:")
+    expect(tags.locator(".evidence")).to_contain_text("评论提到:有机大米什么时候发货?")
+    expect(tags.locator(".evidence")).to_contain_text("付款")
