@@ -87,6 +87,14 @@ class Missed(Struct, frozen=True, kw_only=True):
     refund_until: int | None = None
 
 
+class Standing(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A seat held `until` (ms), or a place in the queue with so many `ahead`."""
+
+    until: int | None = None
+    queued: bool = False
+    ahead: int | None = None
+
+
 class Swept(Struct, frozen=True):
     lapsed: int = 0
     served: int = 0
@@ -219,6 +227,26 @@ class Seats:
             benefit.show, benefit_keys(benefit.id), [benefit.id, member, token]
         )
         return Decision(word=word.decode(), generation=int(generation), had=bool(had))
+
+    async def standing(self, conn: Connection, show: ShowId, member: MemberId) -> dict[BenefitId, Standing]:
+        """The seats a member holds and the lines they stand in, for a page that was loaded anew."""
+        found = await conn.execute(
+            """
+            SELECT s.benefit_id, s.state, s.until,
+                (SELECT count(*) FROM benefit_seats o WHERE o.benefit_id = s.benefit_id
+                    AND o.state = 'queued' AND o.place < s.place) AS ahead
+            FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
+            WHERE b.show_id = %s AND s.member_id = %s
+              AND (s.state = 'queued' OR (s.state = 'held' AND s.until > clock_timestamp()))
+            """,
+            [show, member],
+        )
+        return {
+            BenefitId(str(row["benefit_id"])): Standing(until=ms(row["until"]))
+            if row["state"] == "held"
+            else Standing(queued=True, ahead=row["ahead"])
+            for row in await found.fetchall()
+        }
 
     async def missed(self, conn: Connection, payment: PaymentId) -> Missed | None:
         """Why this payment brought the plan without the gift; None when it missed nothing."""

@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from chat import messages as talk
 from commerce import messages as trade
+from commerce.seats import Standing
 from live import protocol, shows
 
 REF: Final = "#/components/schemas/{name}"
@@ -42,6 +43,7 @@ class You(msgspec.Struct, frozen=True, kw_only=True):
     plan: YouPlan | None = None
     votes: dict[str, list[int]] = {}
     muted_until: int | None = None
+    seats: dict[str, Standing] = {}
 
 
 class Welcome(Message, tag="welcome", frozen=True, kw_only=True):

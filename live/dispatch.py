@@ -163,9 +163,11 @@ class Dispatch:
         actor = socket.actor
         assert actor is not None
         who = public_id(hub.show, actor.id)
-        plan = None
-        if actor.member is not None and actor.facts.plans:
+        plan, seats = None, {}
+        if actor.member is not None:
             async with self._parts.pool.connection() as conn:
+                if any(key.startswith("benefit:") for key in hub.states):
+                    seats = await self._parts.seats.standing(conn, hub.show, actor.member)
                 term = await self._parts.plans.current(conn, actor.member)
                 if term is not None:
                     plan = {
@@ -189,6 +191,7 @@ class Dispatch:
             "plan": plan,
             "votes": votes,
             "muted_until": muted,
+            "seats": seats,
         }
 
     async def show_card(self, hub: ShowHub, socket: Socket) -> dict[str, Any]:

@@ -106,7 +106,8 @@ class Wire:
 
     @property
     def close_code(self) -> int:
-        return self._protocol.close_code or CloseCode.ABNORMAL_CLOSURE
+        told = self._protocol.close_rcvd
+        return CloseCode.ABNORMAL_CLOSURE if told is None else told.code
 
     def _flush(self) -> None:
         for data in self._protocol.data_to_send():

@@ -19,6 +19,16 @@ def cue(panel: Page, title: str) -> Locator:
     return panel.locator(".cue").filter(has_text=title)
 
 
+def say_as_host(panel: Page, text: str) -> None:
+    """The lines above move when one's own has come."""
+    say = panel.get_by_label("以主播身份发言")
+    expect(say).to_be_focused()
+    say.fill(text)
+    say.press("Enter")
+    expect(say).to_have_value("")
+    expect(panel.locator(".line").filter(has_text=text)).to_be_visible()
+
+
 def act_on(line: Locator, act: str) -> None:
     """What is done about a comment shows when the line is chosen."""
     line.click()
@@ -98,18 +108,14 @@ def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> 
     expect(viewer.get_by_text("今晚全场包邮")).to_be_visible()
 
     panel.keyboard.press("/")
-    say = panel.get_by_label("以主播身份发言")
-    expect(say).to_be_focused()
-    say.fill("大家晚上好")
-    say.press("Enter")
+    say_as_host(panel, "大家晚上好")
     hello = viewer.get_by_role("listitem").filter(has_text="大家晚上好")
     expect(hello).to_contain_text("主播")
 
     question = panel.locator(".line").filter(has_text="这个米是新米吗?")
     expect(question).to_contain_text("提问")
     act_on(question, "回复")
-    say.fill("是今年的新米")
-    say.press("Enter")
+    say_as_host(panel, "是今年的新米")
     expect(viewer.get_by_role("listitem").filter(has_text="是今年的新米")).to_contain_text("回复 孙八:")
 
     spam = panel.locator(".line").filter(has_text="加微信低价卖米")

@@ -208,3 +208,26 @@ async def test_someone_elses_order_a_forged_price_and_a_negative_quantity_are_re
         ).fetchone()
     assert row is not None
     assert row["n"] == 1
+
+
+async def test_a_seat_taken_is_in_the_welcome_after_a_reload(served: Served) -> None:
+    show = await served.make_show()
+    await served.member(plan=True)  # there is a plan to join
+    buyer = await served.member("王小明")
+    async with served.http(await served.staff()) as http:
+        body = {"title": "前 1 名", "quota": 1, "needs": "join"}
+        benefit = (await http.post(f"/v1/shows/{show}/benefits", json=body)).json()["id"]
+    async with served.http(buyer) as http:
+        plan = (await http.get("/v1/plans")).json()["items"][0]["id"]
+        joined = (await http.post("/v1/me/joins", json={"plan": plan, "show": show, "key": "j"})).json()
+        assert joined["seat"]["status"] == "held"
+    await served.parts.seats.sweep(show)  # the job's turn: what Redis decided is in the books
+    again = await served.enter(show, buyer)
+    assert again.welcome["you"]["seats"] == {benefit: {"until": joined["seat"]["until"]}}
+    second = await served.member("李四")
+    other = await served.enter(show, second)
+    queued = await other.ask("benefit.queue", benefit=benefit)
+    assert (queued["type"], queued["status"]) == ("ok", "queued")
+    await served.parts.seats.sweep(show)
+    back = await served.enter(show, second)
+    assert back.welcome["you"]["seats"] == {benefit: {"queued": True, "ahead": 0}}

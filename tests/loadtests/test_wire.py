@@ -75,6 +75,7 @@ async def test_a_show_that_is_none_is_answered_and_closed_with_its_code(served: 
         assert gone.value.code == protocol.BAD_PROTOCOL
         with pytest.raises(Gone):
             connection.send("pong")
+        connection.close()
 
     await asyncio.to_thread(act)
 

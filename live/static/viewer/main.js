@@ -22,6 +22,7 @@ import {
   announcement,
   applyStates,
   applyWelcome,
+  applySeats,
   applyYou,
   boot,
   card,
@@ -106,6 +107,7 @@ function personal(message) {
     case "you": {
       const before = you.value;
       applyYou(message.data);
+      applySeats(message.data.seats);
       if (message.data.kind === "plan" && before.kind !== "plan" && known.value) welcomeMember(before, message.data);
       if (isMember.value) {
         carryOn();

@@ -117,9 +117,21 @@ export function applyYou(data) {
   });
 }
 
+/** Seats held and lines stood in, as the server has them: also right after a reload. */
+export function applySeats(found) {
+  if (!found) return;
+  seats.value = Object.fromEntries(
+    Object.entries(found).map(([benefit, seat]) => [
+      benefit,
+      seat.queued ? { queued: true, ahead: seat.ahead ?? 0 } : { until: toMs(seat.until) },
+    ]),
+  );
+}
+
 export function applyWelcome(message) {
   batch(() => {
     if (message.you) applyYou(message.you);
+    applySeats(message.you?.seats);
     if (message.show) {
       card.value = { ...card.value, ...message.show };
       if (message.show.status) status.value = message.show.status;
