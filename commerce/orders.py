@@ -1,27 +1,26 @@
 """Orders: pieces held for ten minutes, then paid, cancelled or expired.
 
 placed → paid → refunded, or placed → cancelled | expired. The road of a purchase: the signed quote gives the
-price, `hold_offer.lua` decides the pieces of the show's quota, the order's transaction takes the stock by a
-conditional update, and after the commit `announce_order.lua` tells the show, once a step. What a crash leaves
-between these is settled by asking the tables.
+price (prices.py), the pieces are held and the stock is taken (pieces.py), the row is written here, and after
+the commit the show is told (order_announcer.py). Reading orders is in order_book.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import uuid
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol
+from datetime import timedelta
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 from psycopg.types.json import Jsonb
 
-from commerce.messages import OrderChanged, OrderPaid, OrderPlaced, PlaceOrder, PlanJoined, encoded
-from commerce.offers import ORDER_KEYS, in_ms, order_lock
+from commerce.messages import PlaceOrder
+from commerce.offers import in_ms, order_lock
+from commerce.order_announcer import UNTOLD_S, OrderAnnouncer, Step, Transactions
+from commerce.order_book import LockedOrder, NoSuchOrder, Order, OrderBook, State, owns
+from commerce.pieces import LimitReached, Pieces, ReservedOut, SoldOut
 from commerce.prices import (
     CANDIDATE_KINDS,
     Candidate,
@@ -44,39 +43,38 @@ from membership.actor import (
     OfferId,
     OrderId,
     PlanId,
-    ProductId,
     ShowId,
-    is_id,
     new_id,
 )
 from membership.addresses import Addresses
-from membership.behaviour import Kind, Record, encode
 from membership.members import mask_name
 from membership.notices import Notices
-from membership.page import Page, check_page
 from membership.personal import Personal
 from membership.plans import NoSuchPlan, Plans
 from membership.points import Points
 from membership.refusal import (
     BadRequest,
-    Forbidden,
     KeyReused,
-    NotFound,
     Refusal,
     Unauthenticated,
-    Unavailable,
 )
-from membership.script import Arg, ScriptLoader
+from membership.script import ScriptLoader
 from membership.transaction import Connection, Transaction
 
+__all__ = [
+    "PERSONAL_OF_ORDERS",
+    "LockedOrder",
+    "NoSuchOrder",
+    "NotPaid",
+    "Order",
+    "OrderClosed",
+    "Orders",
+    "Placed",
+]
+
 HOLD_S = 600  # set once, never renewed
-UNSETTLED_MS = 60_000  # a hold whose order was not told by then is looked at
-UNTOLD_S = 3  # rows younger than this are being told by who committed them
 RETURN_WINDOW = timedelta(days=7)  # points are pending until it ends
 PLACED_MAX = 20  # unpaid orders of one member at a time
-
-State = Literal["placed", "paid", "cancelled", "expired", "refunded"]
-Step = Literal["placed", "paid", "closed"]
 
 PERSONAL_OF_ORDERS = (
     Personal(
@@ -86,28 +84,6 @@ PERSONAL_OF_ORDERS = (
         " WHERE member_id = %(member)s",
     ),
 )
-
-
-class NoSuchOrder(NotFound):
-    """There is no such order."""
-
-
-class SoldOut(Refusal):
-    """No piece is left, and none can come back."""
-
-    code = "sold_out"
-
-
-class ReservedOut(Refusal):
-    """The last pieces are held by unpaid orders; some may come back."""
-
-    code = "reserved_out"
-
-
-class LimitReached(Refusal):
-    """Pay or cancel one of your open orders first."""
-
-    code = "limit_reached"
 
 
 class OrderClosed(Refusal):
@@ -134,99 +110,6 @@ class Placed(Struct, frozen=True, kw_only=True):
     seat: SeatStatus | None = None
 
 
-class OrderLine(Struct, frozen=True, kw_only=True):
-    """One line as it was ordered. A gift line costs nothing."""
-
-    kind: Literal["goods", "gift"]
-    offer: OfferId | None
-    product: ProductId | None
-    name: str
-    quantity: int
-    unit_fen: int
-    line_fen: int
-    gift_value_fen: int
-    winner: str
-    candidates: tuple[Candidate, ...]
-
-
-class Order(Struct, frozen=True, kw_only=True):
-    """An order as its owner and staff see it. `returning_fen` is money on its way back."""
-
-    id: OrderId
-    kind: Literal["goods", "plan"]
-    member: MemberId
-    show: ShowId | None
-    state: State
-    currency: str
-    lines: tuple[OrderLine, ...]
-    goods_fen: int
-    freight_fen: int
-    total_fen: int
-    returning_fen: int
-    plan: PlanId | None
-    plan_name: str | None
-    address: dict[str, str] | None
-    placed_at: int  # ms
-    hold_until: int  # ms
-    paid_at: int | None
-    closed_at: int | None
-
-
-class LockedOrder(Struct, frozen=True, kw_only=True):
-    """An order's row, locked until the transaction ends."""
-
-    id: OrderId
-    kind: Literal["goods", "plan"]
-    member: MemberId
-    show: ShowId | None
-    state: State
-    plan: PlanId | None
-    currency: str
-    goods_fen: int
-    freight_fen: int
-    total_fen: int
-    points_bonus_percent: int
-    hold_until: datetime
-    paid_at: datetime | None
-
-
-class Transactions(Protocol):
-    """Who opens SQL transactions: the outermost room, for jobs that settle one show after another."""
-
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]: ...
-
-
-class _Line(Struct, frozen=True):
-    offer: OfferId
-    product: ProductId
-    name: str
-    quantity: int
-    piece: bool
-    bit: int
-
-
-class _Telling(Struct, frozen=True, kw_only=True):
-    """What is told of one order, read in the transaction that changed it."""
-
-    order: OrderId
-    kind: Literal["goods", "plan"]
-    show: ShowId | None
-    member: MemberId
-    key: str
-    state: State
-    name: str
-    plan_name: str
-    first: bool
-    hold_until: datetime
-    placed_at: datetime
-    paid_at: datetime | None
-    returning_fen: int
-    placed_told: bool
-    paid_told: bool
-    closed_told: bool
-    lines: tuple[_Line, ...]
-
-
 class _Bought(Struct, frozen=True):
     """One line with the price it is ordered at."""
 
@@ -239,7 +122,7 @@ class _Bought(Struct, frozen=True):
     gift: bool
 
 
-class Orders:
+class Orders(OrderBook):
     """Places orders and takes them through their states."""
 
     def __init__(
@@ -257,14 +140,11 @@ class Orders:
         self._quotes = quotes
         self._plans = plans
         self._points = points
-        self._notices = notices
         self._addresses = addresses
         self._seats = seats
         self._hold_s = hold_s
-        self._hold = scripts.load("commerce", "hold_offer")
-        self._release_hold = scripts.load("commerce", "release_hold")
-        self._announce = scripts.load("commerce", "announce_order")
-        self._list_holds = scripts.load("commerce", "list_holds")
+        self._pieces = Pieces(scripts)
+        self._announcer = OrderAnnouncer(scripts, notices, self._pieces)
 
     # --- a member buys ---
 
@@ -293,10 +173,12 @@ class Orders:
         goods_fen = sum(each.unit_fen * each.quantity for each in bought)
         free_plan = priced.plan is not None and priced.plan.free_freight
         freight_fen = min(promise.freight_fen, self._quotes.freight.of(goods_fen, free_plan))
+        await self._one_at_a_time(t.conn, member)
         await self._check_placed(t.conn, member)
 
         order = OrderId(new_id())
-        await self._take_pieces(t, show, order, member, key, bought)
+        held = {each.row.id: each.quantity for each in bought if each.piece}
+        await self._pieces.hold(t, show, order, member, key, held)
         row = await (
             await t.conn.execute(
                 """
@@ -332,8 +214,8 @@ class Orders:
         for each in bought:
             wanted[each.row.product.id] = wanted.get(each.row.product.id, 0) + each.quantity
         pieces = {each.row.id: each.quantity for each in bought if each.piece and each.row.quota is not None}
-        await self._take(t.conn, order, pieces, wanted)
-        await self._tell_after(t, order, "placed")
+        await self._pieces.take(t.conn, order, pieces, wanted)
+        await self._announcer.tell_after(t, [order], "placed")
         return Placed(
             order=order,
             kind="goods",
@@ -361,8 +243,7 @@ class Orders:
         found = await self._plans.get(t.conn, plan)
         if not found.on_sale:
             raise NoSuchPlan
-        # One at a time a member, so that two taps at once with two keys are one order, too.
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"plan:{member}"])
+        await self._one_at_a_time(t.conn, member)
         open_row = await (
             await t.conn.execute(
                 """
@@ -408,7 +289,7 @@ class Orders:
         ).fetchone()
         assert row is not None
         seat = await self._seat(t, actor, show)
-        await self._tell_after(t, order, "placed")
+        await self._announcer.tell_after(t, [order], "placed")
         return _placed(row, seat)
 
     async def cancel(self, t: Transaction, actor: Actor, order: OrderId) -> Order:
@@ -417,7 +298,7 @@ class Orders:
         Raises NoSuchOrder (also somebody else's), OrderClosed.
         """
         locked = await self.lock(t.conn, order)
-        if locked is None or not _owns(actor, locked.member, "member.write"):
+        if locked is None or not owns(actor, locked.member, "member.write"):
             raise NoSuchOrder
         if locked.state == "placed":
             await self._close(t, [locked.id], "cancelled")
@@ -441,83 +322,7 @@ class Orders:
             await self._close(t, orders, "expired")
         return len(orders)
 
-    # --- reading ---
-
-    async def get(self, conn: Connection, actor: Actor, order: OrderId) -> Order:
-        """One order. Raises NoSuchOrder, also for somebody else's."""
-        found = await self._one(conn, order)
-        if not _owns(actor, found.member, "member.read"):
-            raise NoSuchOrder
-        return found
-
-    async def of_member(
-        self, conn: Connection, member: MemberId, cursor: str | None = None, limit: int = 50
-    ) -> Page[Order]:
-        """The member's orders, newest first."""
-        check_page(cursor, limit)
-        rows = await (
-            await conn.execute(
-                """
-                SELECT id FROM orders
-                WHERE member_id = %(member)s AND (%(cursor)s::uuid IS NULL OR id < %(cursor)s)
-                ORDER BY id DESC LIMIT %(limit)s + 1
-                """,
-                {"member": member, "cursor": cursor, "limit": limit},
-            )
-        ).fetchall()
-        items = await self._read(conn, [row["id"] for row in rows[:limit]])
-        return Page(items, items[-1].id if len(rows) > limit else None)
-
-    async def all(
-        self,
-        conn: Connection,
-        actor: Actor,
-        cursor: str | None = None,
-        limit: int = 50,
-        *,
-        show: ShowId | None = None,
-    ) -> Page[Order]:
-        """Every order in the order of placing, for staff and the shop's server. Raises Forbidden."""
-        if not actor.may("member.read"):
-            raise Forbidden
-        check_page(cursor, limit)
-        rows = await (
-            await conn.execute(
-                """
-                SELECT id FROM orders WHERE (%(cursor)s::uuid IS NULL OR id > %(cursor)s)
-                    AND (%(show)s::text IS NULL OR show_id = %(show)s)
-                ORDER BY id LIMIT %(limit)s + 1
-                """,
-                {"cursor": cursor, "limit": limit, "show": show},
-            )
-        ).fetchall()
-        items = await self._read(conn, [row["id"] for row in rows[:limit]])
-        return Page(items, items[-1].id if len(rows) > limit else None)
-
     # --- for payments ---
-
-    async def lock(self, conn: Connection, order: str) -> LockedOrder | None:
-        """The order's row, locked; None when there is none."""
-        if not is_id(order):
-            return None
-        row = await (await conn.execute("SELECT * FROM orders WHERE id = %s FOR UPDATE", [order])).fetchone()
-        if row is None:
-            return None
-        return LockedOrder(
-            id=OrderId(str(row["id"])),
-            kind=row["kind"],
-            member=MemberId(str(row["member_id"])),
-            show=row["show_id"],
-            state=row["state"],
-            plan=None if row["plan_id"] is None else PlanId(str(row["plan_id"])),
-            currency=row["currency"],
-            goods_fen=row["goods_fen"],
-            freight_fen=row["freight_fen"],
-            total_fen=row["total_fen"],
-            points_bonus_percent=row["points_bonus_percent"],
-            hold_until=row["hold_until"],
-            paid_at=row["paid_at"],
-        )
 
     async def lower_to_now(self, t: Transaction, actor: Actor, order: LockedOrder) -> int:
         """Before the first payment page: each line at the lower of the order and now. Returns the total.
@@ -593,7 +398,7 @@ class Orders:
             wanted[row["product"]] = wanted.get(row["product"], 0) + row["quantity"]
         try:
             async with t.conn.transaction():  # a savepoint: the order's row is locked already
-                await self._take(
+                await self._pieces.take(
                     t.conn,
                     order.id,
                     {OfferId(row["offer"]): row["quantity"] for row in rows if row["counted"]},
@@ -640,7 +445,7 @@ class Orders:
 
     async def tell_after(self, t: Transaction, order: OrderId, step: Step) -> None:
         """After the commit, tell the show and the member of this step. Call it when all rows are written."""
-        await self._tell_after(t, order, step)
+        await self._announcer.tell_after(t, [order], step)
 
     # --- for the job ---
 
@@ -651,100 +456,9 @@ class Orders:
 
         A show whose keys are gone is passed over and tried again. Returns how many were settled.
         """
-        settled = 0
-        async with database.transaction() as t:
-            shows = await self._unsettled_shows(t.conn, older_s)
-        for show in shows:
-            try:
-                async with database.transaction() as t:
-                    settled += await self._settle_rows(t, show, older_s, limit)
-                if show is not None:
-                    async with database.transaction() as t:
-                        settled += await self._settle_holds(t, show, limit, ahead_ms)
-            except Unavailable:
-                continue
-        return settled
-
-    async def _unsettled_shows(self, conn: Connection, older_s: float) -> list[ShowId | None]:
-        rows = await (
-            await conn.execute(
-                """
-                SELECT DISTINCT show_id FROM orders
-                WHERE (placed_announced_at IS NULL OR (paid_at IS NOT NULL AND paid_announced_at IS NULL)
-                       OR (closed_at IS NOT NULL AND closed_announced_at IS NULL))
-                  AND placed_at < clock_timestamp() - make_interval(secs => %s)
-                UNION
-                SELECT show_id FROM offers WHERE status = 'open' OR closed_at > now() - interval '1 day'
-                """,
-                [older_s],
-            )
-        ).fetchall()
-        return [row["show_id"] for row in rows]
-
-    async def _settle_rows(self, t: Transaction, show: ShowId | None, older_s: float, limit: int) -> int:
-        rows = await (
-            await t.conn.execute(
-                """
-                SELECT id FROM orders
-                WHERE show_id IS NOT DISTINCT FROM %s
-                  AND (placed_announced_at IS NULL OR (paid_at IS NOT NULL AND paid_announced_at IS NULL)
-                       OR (closed_at IS NOT NULL AND closed_announced_at IS NULL))
-                  AND coalesce(closed_at, paid_at, placed_at) < clock_timestamp() - make_interval(secs => %s)
-                ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
-                """,
-                [show, older_s, limit],
-            )
-        ).fetchall()
-        for telling in await self._tellings(t.conn, [OrderId(str(row["id"])) for row in rows]):
-            if not telling.placed_told:
-                await self._tell(telling, "placed")
-            if telling.paid_at is not None and not telling.paid_told:
-                await self._tell(telling, "paid")
-            if telling.state in ("cancelled", "expired", "refunded") and not telling.closed_told:
-                await self._tell(telling, "closed")
-            await t.conn.execute(
-                """
-                UPDATE orders SET placed_announced_at = coalesce(placed_announced_at, clock_timestamp()),
-                    paid_announced_at = CASE WHEN paid_at IS NOT NULL
-                        THEN coalesce(paid_announced_at, clock_timestamp()) END,
-                    closed_announced_at = CASE WHEN closed_at IS NOT NULL
-                        THEN coalesce(closed_announced_at, clock_timestamp()) END
-                WHERE id = %s
-                """,
-                [telling.order],
-            )
-        return len(rows)
-
-    async def _settle_holds(self, t: Transaction, show: ShowId, limit: int, ahead_ms: int) -> int:
-        """Holds that no one told of. While the order's lock is taken its transaction may yet commit."""
-        due = await self._list_holds(show, ["holds", "holds_unsettled"], [limit, ahead_ms])
-        settled = 0
-        for order_bytes, record in zip(due[::2], due[1::2], strict=True):
-            order = OrderId(order_bytes.decode())
-            lock = msgspec.json.decode(record)["l"]
-            row = await (
-                await t.conn.execute(
-                    "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0)) AS free", [lock]
-                )
-            ).fetchone()
-            if row is None or not row["free"]:
-                continue
-            tellings = await self._tellings(t.conn, [order])
-            if not tellings:
-                settled += int(await self._release_hold(show, ORDER_KEYS, [order]))
-                continue
-            (telling,) = tellings
-            step: Step = "placed"
-            told = telling.placed_told
-            if telling.paid_at is not None:
-                step, told = "paid", telling.paid_told
-            elif telling.state != "placed":
-                step, told = "closed", telling.closed_told
-            if not told:
-                continue  # the rows are told first, with their events
-            await self._announce(show, ORDER_KEYS, [order, step, telling.member, lock])
-            settled += 1
-        return settled
+        return await self._announcer.settle_unannounced(
+            database, older_s=older_s, limit=limit, ahead_ms=ahead_ms
+        )
 
     # --- parts ---
 
@@ -770,6 +484,10 @@ class Orders:
             raise KeyReused
         return _placed(row, None)
 
+    async def _one_at_a_time(self, conn: Connection, member: MemberId) -> None:
+        """Two taps at once with two keys: the second sees the first's order, open or counted."""
+        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"orders:{member}"])
+
     async def _check_placed(self, conn: Connection, member: MemberId) -> None:
         row = await (
             await conn.execute(
@@ -778,31 +496,6 @@ class Orders:
         ).fetchone()
         if row is not None and row["placed"] >= PLACED_MAX:
             raise LimitReached
-
-    async def _take_pieces(
-        self,
-        t: Transaction,
-        show: ShowId,
-        order: OrderId,
-        member: MemberId,
-        key: str,
-        bought: Sequence[_Bought],
-    ) -> None:
-        """Let Redis decide the pieces; they go back when the transaction does not commit."""
-        pieces: list[Arg] = []
-        for each in bought:
-            if each.piece:
-                pieces += [each.row.id, each.quantity]
-        if not pieces:
-            return
-
-        async def give_back() -> None:
-            await self._release_hold(show, ORDER_KEYS, [order])
-
-        t.on_rollback(give_back)  # before the call: one that timed out may have run
-        await self._hold(
-            show, ORDER_KEYS[:4], [order, member, order_lock(member, key), UNSETTLED_MS, *pieces]
-        )
 
     async def _write_lines(self, conn: Connection, order: OrderId, bought: Sequence[_Bought]) -> None:
         rows: list[dict[str, Any]] = []
@@ -851,46 +544,6 @@ class Orders:
                 rows,
             )
 
-    async def _take(
-        self, conn: Connection, order: OrderId, pieces: dict[OfferId, int], wanted: dict[str, int]
-    ) -> None:
-        """Quota and stock by conditional updates, in one order of ids for everybody: two never deadlock."""
-        for offer, quantity in sorted(pieces.items()):
-            taken = await conn.execute(
-                "UPDATE offers SET taken = taken + %(n)s WHERE id = %(id)s AND taken + %(n)s <= quota",
-                {"n": quantity, "id": offer},
-            )
-            if not taken.rowcount:
-                raise ReservedOut(retry_ms=5000)
-        for product, quantity in sorted(wanted.items()):
-            taken = await conn.execute(
-                "UPDATE products SET stock = stock - %(n)s WHERE id = %(id)s AND stock >= %(n)s",
-                {"n": quantity, "id": product},
-            )
-            if not taken.rowcount:
-                raise await self._none_left(conn, order, product, quantity)
-
-    async def _none_left(self, conn: Connection, order: OrderId, product: str, quantity: int) -> Refusal:
-        """Which word fits: pieces held by other unpaid orders may come back."""
-        row = await (
-            await conn.execute(
-                """
-                SELECT p.stock, coalesce((
-                    SELECT sum(l.quantity) FROM order_lines l JOIN orders o ON o.id = l.order_id
-                    WHERE l.product_id = p.id AND l.kind = 'goods'
-                      AND o.state = 'placed' AND o.id <> %s), 0) AS held
-                FROM products p WHERE p.id = %s
-                """,
-                [order, product],
-            )
-        ).fetchone()
-        assert row is not None
-        if row["stock"] + row["held"] >= quantity and row["held"] > 0:
-            return ReservedOut(retry_ms=5000)
-        if row["stock"] > 0:
-            return LimitReached("fewer pieces are left than you ask for")
-        return SoldOut()
-
     async def _close(
         self, t: Transaction, orders: Sequence[OrderId], state: Literal["cancelled", "expired"]
     ) -> None:
@@ -900,35 +553,7 @@ class Orders:
             "UPDATE orders SET state = %s, closed_at = clock_timestamp() WHERE id = ANY(%s::uuid[])",
             [state, list(orders)],
         )
-        # Rows are locked in the order of their ids, as in _take: two never deadlock.
-        await conn.execute(
-            """
-            WITH back AS (
-                SELECT offer_id, sum(quantity) AS pieces FROM order_lines
-                WHERE order_id = ANY(%s::uuid[]) AND piece GROUP BY offer_id
-            ), locked AS MATERIALIZED (
-                SELECT id FROM offers WHERE id IN (SELECT offer_id FROM back) AND quota IS NOT NULL
-                ORDER BY id FOR NO KEY UPDATE
-            )
-            UPDATE offers SET taken = taken - back.pieces FROM back, locked
-            WHERE offers.id = back.offer_id AND offers.id = locked.id
-            """,
-            [list(orders)],
-        )
-        await conn.execute(
-            """
-            WITH back AS (
-                SELECT product_id, sum(quantity) AS pieces FROM order_lines
-                WHERE order_id = ANY(%s::uuid[]) AND kind = 'goods' GROUP BY product_id
-            ), locked AS MATERIALIZED (
-                SELECT id FROM products WHERE id IN (SELECT product_id FROM back)
-                ORDER BY id FOR NO KEY UPDATE
-            )
-            UPDATE products SET stock = stock + back.pieces FROM back, locked
-            WHERE products.id = back.product_id AND products.id = locked.id
-            """,
-            [list(orders)],
-        )
+        await self._pieces.give_back(conn, orders)
         seats = await (
             await conn.execute(
                 """
@@ -943,140 +568,10 @@ class Orders:
         ).fetchall()
         for row in seats:
             await self._seats.release(t, ShowId(row["show_id"]), MemberId(str(row["member_id"])))
-        for telling in await self._tellings(conn, orders):
-            t.after_commit(lambda telling=telling: self._tell(telling, "closed"))  # type: ignore[misc]
+        await self._announcer.tell_after(t, orders, "closed")
 
     async def _seat(self, t: Transaction, actor: Actor, show: ShowId | None) -> SeatStatus | None:
         return None if show is None else await self._seats.take(t, actor, show)
-
-    async def _tell_after(self, t: Transaction, order: OrderId, step: Step) -> None:
-        (telling,) = await self._tellings(t.conn, [order])
-        t.after_commit(lambda: self._tell(telling, step))
-
-    async def _tellings(self, conn: Connection, orders: Sequence[OrderId]) -> list[_Telling]:
-        if not orders:
-            return []
-        rows = await (
-            await conn.execute(
-                """
-                SELECT o.*, p.name AS plan_name, coalesce((
-                        SELECT bool_or(pt.first_paid_start) FROM payments pay
-                        JOIN plan_terms pt ON pt.payment_id = pay.id
-                        WHERE pay.order_id = o.id), false) AS first,
-                    coalesce((
-                        SELECT sum(r.amount_fen) FROM payments pay
-                        JOIN payment_returns r ON r.payment_id = pay.id
-                        LEFT JOIN payment_returns_done done ON done.return_id = r.id
-                        WHERE pay.order_id = o.id AND done.return_id IS NULL), 0)::bigint AS returning_fen
-                FROM orders o LEFT JOIN plans p ON p.id = o.plan_id
-                WHERE o.id = ANY(%s::uuid[]) ORDER BY o.id
-                """,
-                [list(orders)],
-            )
-        ).fetchall()
-        lines = await (
-            await conn.execute(
-                """
-                SELECT l.order_id, l.offer_id, l.product_id, l.name, l.quantity, l.piece, f.audience_bit
-                FROM order_lines l JOIN offers f ON f.id = l.offer_id
-                WHERE l.order_id = ANY(%s::uuid[]) AND l.kind = 'goods' ORDER BY l.order_id, l.position
-                """,
-                [list(orders)],
-            )
-        ).fetchall()
-        of_order: dict[uuid.UUID, list[_Line]] = {row["id"]: [] for row in rows}
-        for line in lines:
-            of_order[line["order_id"]].append(
-                _Line(
-                    OfferId(str(line["offer_id"])),
-                    ProductId(str(line["product_id"])),
-                    line["name"],
-                    line["quantity"],
-                    line["piece"],
-                    line["audience_bit"],
-                )
-            )
-        return [
-            _Telling(
-                order=OrderId(str(row["id"])),
-                kind=row["kind"],
-                show=row["show_id"],
-                member=MemberId(str(row["member_id"])),
-                key=row["key"],
-                state=row["state"],
-                name=row["shown_name"],
-                plan_name=row["plan_name"] or "",
-                first=row["first"],
-                hold_until=row["hold_until"],
-                placed_at=row["placed_at"],
-                paid_at=row["paid_at"],
-                returning_fen=row["returning_fen"],
-                placed_told=row["placed_announced_at"] is not None,
-                paid_told=row["paid_announced_at"] is not None,
-                closed_told=row["closed_announced_at"] is not None,
-                lines=tuple(of_order[row["id"]]),
-            )
-            for row in rows
-        ]
-
-    async def _tell(self, telling: _Telling, step: Step) -> None:
-        """Tell the show, once a step, then the member: a hint beside the row."""
-        if telling.show is not None:
-            over = step == "placed" and telling.state in ("cancelled", "expired")
-            args: list[Arg] = [telling.order, step, telling.member, order_lock(telling.member, telling.key)]
-            for number, line in enumerate(telling.lines):
-                args += [
-                    line.offer,
-                    line.quantity if line.piece and not over else 0,
-                    line.bit,
-                    _line_event(telling, line, step),
-                    _line_record(telling, line, step, number),
-                ]
-            if telling.kind == "plan":
-                args += ["", 0, 0, _plan_event(telling, step), _plan_record(telling, step)]
-            if not int(await self._announce(telling.show, ORDER_KEYS, args)):
-                return
-        changed = OrderChanged(
-            order=telling.order,
-            kind=telling.kind,
-            state=telling.state,
-            hold_until=in_ms(telling.hold_until),
-            returning_fen=telling.returning_fen,
-        )
-        with contextlib.suppress(Unavailable):
-            await self._notices.send(telling.member, msgspec.to_builtins(changed))
-
-    async def _one(self, conn: Connection, order: OrderId) -> Order:
-        found = await self._read(conn, [uuid.UUID(order)]) if is_id(order) else ()
-        if not found:
-            raise NoSuchOrder
-        return found[0]
-
-    async def _read(self, conn: Connection, orders: Sequence[uuid.UUID]) -> tuple[Order, ...]:
-        rows = await (
-            await conn.execute(
-                """
-                SELECT o.*, p.name AS plan_name, coalesce((
-                        SELECT sum(r.amount_fen) FROM payments pay
-                        JOIN payment_returns r ON r.payment_id = pay.id
-                        LEFT JOIN payment_returns_done done ON done.return_id = r.id
-                        WHERE pay.order_id = o.id AND done.return_id IS NULL), 0)::bigint AS returning_fen
-                FROM orders o LEFT JOIN plans p ON p.id = o.plan_id WHERE o.id = ANY(%s)
-                """,
-                [list(orders)],
-            )
-        ).fetchall()
-        lines = await (
-            await conn.execute(
-                "SELECT * FROM order_lines WHERE order_id = ANY(%s) ORDER BY order_id, position",
-                [list(orders)],
-            )
-        ).fetchall()
-        of_order: dict[uuid.UUID, list[OrderLine]] = {row["id"]: [] for row in rows}
-        for line in lines:
-            of_order[line["order_id"]].append(_order_line(line))
-        found = {row["id"]: _order(row, of_order[row["id"]]) for row in rows}
-        return tuple(found[order] for order in orders if order in found)
 
 
 # --- pure parts ---
@@ -1096,10 +591,6 @@ def _key(key: str | None) -> str:
 
 def _digest(kind: str, show: ShowId | None, what: str, address: str, lines: list[list[Any]] | None) -> str:
     return hashlib.sha256(msgspec.json.encode([kind, show, what, address, lines])).hexdigest()
-
-
-def _owns(actor: Actor, member: MemberId, permission: Literal["member.read", "member.write"]) -> bool:
-    return (actor.kind == "viewer" and actor.member == member) or actor.may(permission)
 
 
 def _check_promise(promise: Promise, member: MemberId, show: ShowId, command: PlaceOrder) -> None:
@@ -1148,96 +639,4 @@ def _placed(row: dict[str, Any], seat: SeatStatus | None) -> Placed:
         currency=row["currency"],
         hold_until=in_ms(row["hold_until"]),
         seat=seat,
-    )
-
-
-def _line_event(telling: _Telling, line: _Line, step: Step) -> bytes:
-    kind: type[OrderPlaced] | type[OrderPaid]
-    match step:
-        case "placed" if telling.state in ("placed", "paid"):
-            kind = OrderPlaced
-        case "paid":
-            kind = OrderPaid
-        case _:
-            return b""
-    event = kind(
-        name=telling.name,
-        offer=line.offer,
-        product=line.product,
-        product_name=line.name,
-        quantity=line.quantity,
-    )
-    return encoded(event)
-
-
-def _line_record(telling: _Telling, line: _Line, step: Step, number: int) -> bytes:
-    if step == "closed":
-        return b""
-    kind: Kind = "order" if step == "placed" else "paid"
-    return _record(telling, step, number, kind, f"product:{line.product}", line.quantity)
-
-
-def _plan_event(telling: _Telling, step: Step) -> bytes:
-    if step != "paid":
-        return b""
-    return encoded(PlanJoined(name=telling.name, plan_name=telling.plan_name, first=telling.first))
-
-
-def _plan_record(telling: _Telling, step: Step) -> bytes:
-    if step == "closed":
-        return b""
-    kind: Kind = "order" if step == "placed" else "join"
-    return _record(telling, step, 0, kind, f"order:{telling.order}", 1)
-
-
-def _record(telling: _Telling, step: Step, number: int, kind: Kind, subject: str, value: int) -> bytes:
-    """The same step of the same order always has the same record id: told twice, it is one."""
-    at = telling.paid_at if step == "paid" and telling.paid_at is not None else telling.placed_at
-    record = Record(
-        id=str(uuid.uuid5(uuid.UUID(telling.order), f"{step}:{number}")),
-        kind=kind,
-        viewer=telling.member,
-        member=telling.member,
-        subject=subject,
-        value=value,
-        at=in_ms(at),
-    )
-    return encode(record)
-
-
-def _order_line(row: dict[str, Any]) -> OrderLine:
-    return OrderLine(
-        kind=row["kind"],
-        offer=None if row["offer_id"] is None else OfferId(str(row["offer_id"])),
-        product=None if row["product_id"] is None else ProductId(str(row["product_id"])),
-        name=row["name"],
-        quantity=row["quantity"],
-        unit_fen=row["unit_fen"],
-        line_fen=row["line_fen"],
-        gift_value_fen=row["gift_value_fen"],
-        winner=row["winner"],
-        candidates=msgspec.convert(row["candidates"], tuple[Candidate, ...]),
-    )
-
-
-def _order(row: dict[str, Any], lines: Sequence[OrderLine]) -> Order:
-    return Order(
-        id=OrderId(str(row["id"])),
-        kind=row["kind"],
-        member=MemberId(str(row["member_id"])),
-        show=row["show_id"],
-        state=row["state"],
-        currency=row["currency"],
-        lines=tuple(lines),
-        goods_fen=row["goods_fen"],
-        freight_fen=row["freight_fen"],
-        total_fen=row["total_fen"],
-        returning_fen=row["returning_fen"],
-        plan=None if row["plan_id"] is None else PlanId(str(row["plan_id"])),
-        plan_name=row["plan_name"],
-        address=row["address"] or None,
-        placed_at=in_ms(row["placed_at"]),
-        hold_until=in_ms(row["hold_until"]),
-        paid_at=None if row["paid_at"] is None else in_ms(row["paid_at"]),
-        closed_at=None if row["closed_at"] is None else in_ms(row["closed_at"]),
     )

@@ -7,6 +7,7 @@ marked, never dropped. What is to go back is a row, and so is the proof that it 
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -15,13 +16,17 @@ from msgspec import Struct
 
 from commerce.benefits import Claim
 from commerce.offers import in_ms
-from commerce.orders import LockedOrder, NoSuchOrder, NotPaid, Order, OrderClosed, Orders, Transactions
+from commerce.order_announcer import Transactions
+from commerce.order_book import LockedOrder, NoSuchOrder, Order
+from commerce.orders import NotPaid, OrderClosed, Orders
 from commerce.seats import Missed, Seats
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId, ShowId, is_id, new_id
 from membership.notices import Notices
 from membership.plans import Plans
 from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 from membership.transaction import Connection, Transaction
+
+log = logging.getLogger(__name__)
 
 AMOUNT_MAX_FEN = 100_000_000_000
 ASK_AFTER_S = 30  # a webhook older than this is asked for
@@ -282,13 +287,16 @@ class Payments:
     # --- for the job ---
 
     async def ask_due(self, database: Transactions, limit: int = 50, *, after_s: float = ASK_AFTER_S) -> int:
-        """Ask the provider for payments whose webhook did not come. Returns how many were recorded."""
+        """Ask the provider for payments whose webhook did not come. Returns how many were recorded.
+
+        Also where the order was cancelled or paid otherwise since: such money is to go back.
+        """
         async with database.transaction() as t:
             rows = await (
                 await t.conn.execute(
                     """
-                    SELECT s.ref FROM payment_starts s JOIN orders o ON o.id = s.order_id
-                    WHERE s.provider = %s AND o.state IN ('placed', 'expired')
+                    SELECT s.ref FROM payment_starts s
+                    WHERE s.provider = %s
                       AND s.started_at < clock_timestamp() - make_interval(secs => %s)
                       AND s.started_at > clock_timestamp() - make_interval(hours => %s)
                       AND NOT EXISTS (
@@ -309,16 +317,20 @@ class Payments:
                 continue
             if found is None:
                 continue
-            async with database.transaction() as t:
-                done = await self.record(
-                    t,
-                    self._provider.name,
-                    found.ref,
-                    found.order,
-                    found.amount_fen,
-                    found.payer,
-                    found.paid_at,
-                )
+            try:
+                async with database.transaction() as t:
+                    done = await self.record(
+                        t,
+                        self._provider.name,
+                        found.ref,
+                        found.order,
+                        found.amount_fen,
+                        found.payer,
+                        found.paid_at,
+                    )
+            except Refusal as refusal:  # one that cannot be recorded does not keep back the others
+                log.warning("payment %s is not recorded yet: %s", row["ref"], refusal)
+                continue
             recorded += not done.again
         return recorded
 
@@ -369,10 +381,18 @@ class Payments:
                 return "returned", "second_payment"
             case "cancelled":
                 return "returned", "cancelled_before"
-            case "expired" if order.kind == "goods" and not await self._orders.take_again(t, order):
-                # Nothing is left, so a payment that was to be the second is one too: both go back.
-                return "returned", "no_stock"
+        if await self._is_erased(t.conn, order.member):  # who is forgotten gets neither goods nor a plan
+            return "returned", "cancelled_before"
+        if order.state == "expired" and order.kind == "goods" and not await self._orders.take_again(t, order):
+            # Nothing is left, so a payment that was to be the second is one too: both go back.
+            return "returned", "no_stock"
         return "accepted", None
+
+    async def _is_erased(self, conn: Connection, member: MemberId) -> bool:
+        row = await (
+            await conn.execute("SELECT erased_at IS NOT NULL AS erased FROM members WHERE id = %s", [member])
+        ).fetchone()
+        return row is not None and bool(row["erased"])
 
     async def _accept(
         self, t: Transaction, order: LockedOrder, payment: PaymentId, payer: str

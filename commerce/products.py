@@ -25,6 +25,8 @@ PRICE_MAX_FEN = 100_000_000  # a million yuan
 SCAN = 200  # rows read at a time when some are not for the reader
 
 Fen = Annotated[int, Meta(ge=1, le=PRICE_MAX_FEN)]
+# A path of ours or a web address, as of a show's poster: pages draw it.
+ImageUrl = Annotated[str, Meta(max_length=500, pattern="^(/$|/[^/]|https?://)")]
 
 
 class SkuTaken(Refusal):
@@ -44,7 +46,7 @@ class ProductInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Annotated[str, Meta(min_length=1, max_length=60)]
     short: Annotated[str, Meta(max_length=120)] = ""
     unit: Annotated[str, Meta(min_length=1, max_length=20)] = "件"
-    image: Annotated[str, Meta(max_length=500)] | None = None
+    image: ImageUrl | None = None
     list_fen: Fen
     member_fen: Fen | None = None
     member_price_audience: Audience = EVERYONE  # who may see the member price
@@ -69,7 +71,7 @@ class ProductPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Annotated[str, Meta(min_length=1, max_length=60)] | UnsetType = UNSET
     short: Annotated[str, Meta(max_length=120)] | UnsetType = UNSET
     unit: Annotated[str, Meta(min_length=1, max_length=20)] | UnsetType = UNSET
-    image: Annotated[str, Meta(max_length=500)] | UnsetType | None = UNSET
+    image: ImageUrl | UnsetType | None = UNSET
     list_fen: Fen | UnsetType = UNSET
     member_fen: Fen | UnsetType | None = UNSET
     member_price_audience: Audience | UnsetType = UNSET

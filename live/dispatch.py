@@ -17,6 +17,7 @@ import msgspec
 
 from chat.comments import badge_of, public_id, shown_name
 from chat.messages import CastBallot, PostComment, SendReaction
+from chat.text import clean
 from commerce.claims import ClaimGatherer
 from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
 from live import protocol as wire
@@ -105,7 +106,7 @@ class Dispatch:
         return {
             "seq": posted.seq,
             "at": posted.at,
-            "text": command.text,
+            "text": clean(command.text),  # as others read it: the writer's page draws it from here
             "name": shown_name(show, actor),
             "badge": badge_of(actor),
         }
@@ -249,6 +250,10 @@ class Dispatch:
             for socket in group:
                 self.watched(socket)
 
+    async def close(self) -> None:
+        """Wait for the claims in flight: what was decided is written and told."""
+        await self._claims.close()
+
     async def flush(self) -> None:
         """Once a second: likes as one call a show, behaviour as one write a show."""
         self._tapped.clear()
@@ -262,8 +267,10 @@ class Dispatch:
             try:
                 await self._parts.behaviour.record(show, found)
             except Unavailable:
-                self._records[show] = found[: RECORDS_MAX - self._record_count] + self._records[show]
-                self._record_count += len(found)
+                kept = found[: max(0, RECORDS_MAX - self._record_count)]
+                self._node.metrics.dropped_behaviour.inc(len(found) - len(kept))
+                self._records[show] = kept + self._records[show]
+                self._record_count += len(kept)
 
 
 def _key(command: Any) -> str:

@@ -539,7 +539,11 @@ def _check_origin(request: Request, public_url: str | None) -> None:
     if origin is None:
         return
     ours = {request.headers.get("host", "").lower(), urlsplit(public_url or "").netloc.lower()}
-    if urlsplit(origin).netloc.lower() not in ours - {""}:
+    try:
+        named = urlsplit(origin).netloc.lower()
+    except ValueError:  # no address at all, as `http://[`
+        raise BadOrigin from None
+    if named not in ours - {""}:
         raise BadOrigin
 
 

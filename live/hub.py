@@ -17,7 +17,7 @@ import msgspec
 from live import protocol as wire
 from live.log import Changes, Entry, State
 from live.metrics import Metrics
-from live.socket import WRITE_LOW, Kind, Socket
+from live.socket import SKIP_TRANSIENT, WRITE_LOW, Kind, Socket
 from membership.actor import ShowId
 from membership.audience import EVERYONE_BIT, Audience, mask_of_actor
 
@@ -31,6 +31,8 @@ TICKER = tuple(
     b'"type":"%s"' % kind for kind in (b"benefit.claimed", b"plan.joined", b"order.placed", b"order.paid")
 )
 WRITES_PER_STEP = 500  # then the loop gets its turn: about 5 ms of writing
+NOTHING = wire.SharedFrame(b"[]")  # a replay in which nothing was missed
+CACHED_MAX = 64  # snapshots and replays kept till the next beat: at most 8 MB
 TRANSIENT_STATES = frozenset({"presence", "reactions"})
 
 
@@ -54,6 +56,7 @@ class ShowHub:
         self._due = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._rotation = 0
+        self.wanted_at = now()  # when a viewer last asked for it or was in it
         self.load(changes)
 
     def load(self, changes: Changes) -> None:
@@ -72,6 +75,7 @@ class ShowHub:
         for entry in changes.entries:
             self._keep(entry)
         self._changed: set[str] = set()
+        self._had: dict[str, int] = {}  # of states that changed since the last frame: who had them, as bits
         self._cache: dict[tuple[Any, ...], Any] = {}
 
     # -- what the log brings -----------------------------------------------------------------------
@@ -109,12 +113,21 @@ class ShowHub:
         self._cache.clear()
 
     def apply(self, changes: Changes) -> bool:
-        """Newer states; True when classes may have changed (audiences or the open poll)."""
+        """Newer states; True when classes may have changed (audiences or the open poll).
+
+        Two reads of one show may be under way at once, and their answers come in any order: what was read
+        before what is known has nothing new.
+        """
+        if changes.version < self.version:
+            return False
         for state in changes.states:
+            before = self.states.get(state.key)
+            if before is not None:
+                self._had[state.key] = self._had.get(state.key, 0) | before.bits
             self.states[state.key] = state
             self._changed.add(state.key)
         regroup = changes.audiences != self.audiences or changes.poll != self.poll
-        self.version = max(self.version, changes.version)
+        self.version = changes.version
         self.status = changes.status
         self.room_audience = changes.room_audience
         self.audiences, self.poll = changes.audiences, changes.poll
@@ -172,7 +185,7 @@ class ShowHub:
         messages = []
         for state in self.states.values():
             was, is_now = state.seen_by(before), state.seen_by(mask)
-            if was != is_now:
+            if was != is_now or (is_now is None and before & self._had.get(state.key, 0) & ~mask):
                 messages.append(_state_message(state, is_now))
         if messages:
             socket.send(wire.frame(wire.array(messages)), Kind.PERSONAL)
@@ -226,13 +239,14 @@ class ShowHub:
         try:
             entries, first, last = self.pending(), self.sent + 1, self.seq
             changed, self._changed = self._changed, set()
+            had, self._had = self._had, {}
             kind = (
                 Kind.EVENTS
                 if last >= first
                 else (Kind.TRANSIENT if changed <= TRANSIENT_STATES else Kind.STATE)
             )
             work = [
-                (self._frame(mask, entries, first, last, changed), list(group))
+                (self._frame(mask, entries, first, last, changed, had), list(group))
                 for mask, group in self.classes.items()
             ]
             self.sent = last  # who enters from here on has a snapshot that includes these
@@ -243,36 +257,55 @@ class ShowHub:
                 if not waited[1].done():
                     waited[1].set_result(None)
             self._rotation += 1
-            written = 0
             for data, sockets in work:
                 if data is None:
                     continue
                 turn = self._rotation * WRITES_PER_STEP % max(1, len(sockets))
-                for socket in sockets[turn:] + sockets[:turn]:
-                    if kind is Kind.EVENTS and socket.at >= last:
-                        continue  # healed or resynced while this frame was on its way
-                    if socket.behind is not None:
-                        if not self.heal(socket) and kind is Kind.STATE:
-                            socket.send(data, kind)
-                        continue
-                    if not socket.send(data, kind) and not socket.closing:
-                        socket.behind = first - 1
-                        self.metrics.skipped.labels(kind.name.lower()).inc()
-                    else:
-                        written += 1
-                        self.metrics.bytes_out.inc(len(data))
-                    if written % WRITES_PER_STEP == 0:
-                        await asyncio.sleep(0)
-            self.metrics.frames.inc(written)
+                sockets = sockets[turn:] + sockets[:turn]
+                for start in range(0, len(sockets), WRITES_PER_STEP):
+                    self._write(data, sockets[start : start + WRITES_PER_STEP], kind, first, last)
+                    await asyncio.sleep(0)
             self.metrics.events.inc(last - first + 1)
         finally:
             self._flushing = False
             urgent, self._due = self._due, False
             self._schedule(urgent)
 
+    def _write(
+        self, data: wire.SharedFrame, sockets: list[Socket], kind: Kind, first: int, last: int
+    ) -> None:
+        """One step of a flush. Who keeps up costs a look at two numbers and the write itself."""
+        plain, deflated = data.plain, data.deflated if any(s.deflates for s in sockets) else b""
+        written = size = 0
+        for socket in sockets:
+            if socket.closing or (kind is Kind.EVENTS and socket.at >= last):
+                continue  # gone, or healed or resynced while this frame was on its way
+            if socket.behind is not None:
+                if not self.heal(socket) and kind is Kind.STATE:
+                    socket.send_shared(data, kind)
+                continue
+            frame = deflated if socket.deflates else plain
+            if socket.transport.get_write_buffer_size() <= SKIP_TRANSIENT:
+                socket.transport.write(frame)
+            elif not socket.send(frame, kind):
+                if not socket.closing:
+                    socket.behind = first - 1
+                    self.metrics.skipped.labels(kind.name.lower()).inc()
+                continue
+            written += 1
+            size += len(frame)
+        self.metrics.frames.inc(written)
+        self.metrics.bytes_out.inc(size)
+
     def _frame(
-        self, mask: int, entries: list[Entry], first: int, last: int, changed: set[str]
-    ) -> bytes | None:
+        self,
+        mask: int,
+        entries: list[Entry],
+        first: int,
+        last: int,
+        changed: set[str],
+        had: dict[str, int],
+    ) -> wire.SharedFrame | None:
         parts: list[bytes] = []
         if last >= first:
             parts.append(wire.range_head(self.epoch, first, last))
@@ -280,10 +313,10 @@ class ShowHub:
         for key in changed:
             state = self.states[key]
             data = state.seen_by(mask)
-            # A state that is gone is told to everyone who may have had it; one never seen is not named.
-            if data is not None or not state.parts:
+            # A state that is gone is told to the classes that had it; one never seen is not named.
+            if data is not None or mask & had.get(key, 0):
                 parts.append(_state_message(state, data))
-        return wire.frame(wire.array(parts)) if parts else None
+        return wire.SharedFrame(wire.array(parts)) if parts else None
 
     # -- joining and healing -----------------------------------------------------------------------
 
@@ -327,19 +360,19 @@ class ShowHub:
         """Whether the ring has everything after `seq` up to `sent`."""
         return seq >= self.sent or (bool(self.ring) and self.ring[0][1].seq <= seq + 1)
 
-    def replay(self, mask: int, since: int, older: Sequence[Entry] = ()) -> bytes | None:
-        """One frame with every event after `since` up to `sent`; b"" when there was none.
+    def replay(self, mask: int, since: int, older: Sequence[Entry] = ()) -> wire.SharedFrame | None:
+        """One frame with every event after `since` up to `sent`; an empty one when there was none.
 
         `older` are entries that the ring no longer has. None when one is missing or the frame would
         be too long: then a snapshot is right.
         """
         if since == self.sent:
-            return b""
+            return NOTHING
         if since > self.sent:
             return None
         key = ("replay", mask, since)
         if not older and key in self._cache:
-            cached: bytes | None = self._cache[key]
+            cached: wire.SharedFrame | None = self._cache[key]
             return cached
         missed = {e.seq: e for e in older} | {e.seq: e for _, e in self.ring}
         numbers = range(since + 1, self.sent + 1)
@@ -350,8 +383,10 @@ class ShowHub:
             parts += [wire.numbered(e.seq, e.event) for e in events if e.event and mask >> e.bit & 1]
             data = wire.array(parts)
             if len(data) <= REPLAY_BYTES_MAX:
-                framed = wire.frame(data)
+                framed = wire.SharedFrame(data)
         if not older:
+            if len(self._cache) >= CACHED_MAX:  # nothing else empties it while a show is quiet
+                self._cache.clear()
             self._cache[key] = framed
         return framed
 
@@ -367,7 +402,7 @@ class ShowHub:
             if data is None:
                 socket.tell({"type": "gap"})
                 return True
-            socket.send(data, Kind.PERSONAL)
+            socket.send_shared(data, Kind.PERSONAL)
         socket.at = self.sent
         states = self.states_for(socket.mask)
         if states:

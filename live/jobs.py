@@ -8,9 +8,10 @@ queue, deferred in the transaction that caused it and retried until it is done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -37,6 +38,7 @@ REFRESH_S: Final = 5.0
 SCHEDULE_S: Final = 10.0
 FADE_S: Final = 3_600.0
 STALLED_S: Final = 60.0
+WORKER_AGAIN_S: Final = 5.0
 AFTER_SHOW_WAIT_S: Final = 3  # the nodes have written who watched until when
 
 JOB = Actor(kind="job", id="jobs", name="jobs")
@@ -73,12 +75,18 @@ class Rounds:
 
     async def run(self) -> None:
         acts: list[tuple[float, Callable[[], Awaitable[Any]]]] = [
-            (DUE_S, self._due),
+            (DUE_S, self._expire_orders),
+            (DUE_S, self._close_polls),
+            (DUE_S, self._close_offers),
+            (DUE_S, self._close_benefits),
             (DUE_S, self._tend),
             (RECORD_S, self._record),
-            (SETTLE_S, self._settle),
+            (SETTLE_S, self._settle_polls),
+            (SETTLE_S, self._settle_offers),
+            (SETTLE_S, self._settle_orders),
             (DUE_S, self._lapse),
-            (MONEY_S, self._money),
+            (MONEY_S, self._ask_for_money),
+            (MONEY_S, self._return_money),
             (REFRESH_S, self._refresh),
             (SCHEDULE_S, self._schedule),
             (FADE_S, self._fade),
@@ -103,17 +111,24 @@ class Rounds:
             except TimeoutError:
                 continue
 
-    async def _due(self) -> None:
-        """Holds that ran out, offers, benefits and polls whose time is over, seats that lapsed."""
+    async def _expire_orders(self) -> None:
+        """Holds that ran out."""
         async with self._parts.database.transaction() as t:
             await self._parts.orders.expire_due(t)
+
+    async def _close_polls(self) -> None:
         async with self._parts.database.reading() as conn:
             polls = await self._parts.polls.due(conn)
         for show, poll in polls:
-            async with self._parts.database.transaction() as t:
-                await self._parts.polls.close(t, JOB, show, poll)
+            with _alone(f"closing poll {poll}"):
+                async with self._parts.database.transaction() as t:
+                    await self._parts.polls.close(t, JOB, show, poll)
+
+    async def _close_offers(self) -> None:
         async with self._parts.database.transaction() as t:
             await self._parts.offers.close_due(t)
+
+    async def _close_benefits(self) -> None:
         async with self._parts.database.transaction() as t:
             await self._parts.benefits.close_due(t)
 
@@ -122,38 +137,46 @@ class Rounds:
         async with self._parts.database.reading() as conn:
             shows = await self._parts.benefits.to_tend(conn)
         for show in shows:
-            try:
+            with _alone(f"tending {show}"):
                 async with self._parts.database.transaction() as t:
                     await self._parts.benefits.agree(t, show)
                 await self._parts.seats.sweep(show)
                 async with self._parts.database.transaction() as t:
                     await self._parts.claims.settle(t, show)
-            except Refusal as refusal:  # its keys are being rebuilt; the other shows go on
-                log.warning("tending %s: %s", show, refusal)
 
     async def _record(self) -> None:
         """Log and behaviour to PostgreSQL, for every show that moved."""
         for show in await self._recorder.moving():
-            await self._recorder.record(show)
+            with _alone(f"recording {show}"):
+                await self._recorder.record(show)
 
-    async def _settle(self) -> None:
-        """What a crash left between a script and a commit, or a commit and its announcement."""
+    # What a crash left between a script and a commit, or a commit and its announcement.
+
+    async def _settle_polls(self) -> None:
         async with self._parts.database.reading() as conn:
             await self._parts.polls.settle(conn)
+
+    async def _settle_offers(self) -> None:
         async with self._parts.database.transaction() as t:
             await self._parts.offers.settle(t)
+
+    async def _settle_orders(self) -> None:
         await self._parts.orders.settle_unannounced(self._parts.database)
 
-    async def _money(self) -> None:
-        """Payments whose webhook did not come are asked for; what is to go back goes back."""
+    async def _ask_for_money(self) -> None:
+        """Payments whose webhook did not come are asked for."""
         await self._parts.payments.ask_due(self._parts.database)
+
+    async def _return_money(self) -> None:
+        """What is to go back goes back."""
         await self._parts.payments.return_due(self._parts.database)
 
     async def _refresh(self) -> None:
         """Prices that the clock changes, catalogue changes and stock, brought to open pages."""
         for show in await self._recorder.moving():
-            async with self._parts.database.reading() as conn:
-                await self._parts.offers.refresh(conn, show)
+            with _alone(f"refreshing {show}"):
+                async with self._parts.database.reading() as conn:
+                    await self._parts.offers.refresh(conn, show)
 
     async def _fade(self) -> None:
         """Tags whose score has faded go."""
@@ -162,8 +185,11 @@ class Rounds:
 
     async def _lapse(self) -> None:
         """A trial or plan ran out: the member's sockets change class."""
-        until = datetime.now(UTC)
         async with self._parts.database.reading() as conn:
+            # The database's clock: by it the nodes will read the facts that this tells them to read.
+            row = await (await conn.execute("SELECT clock_timestamp() AS now")).fetchone()
+            assert row is not None
+            until: datetime = row["now"]
             lapsed = await self._parts.plans.ending(conn, self._lapsed_until, until)
         for term in lapsed:
             await self._parts.notices.facts_changed(term.member)
@@ -172,6 +198,17 @@ class Rounds:
     async def _schedule(self) -> None:
         """Waiting rooms open 30 minutes before; show keys that were lost are rebuilt."""
         await self._parts.shows.open_due(self._parts.database, JOB)
+
+
+@contextlib.contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """One of many: what fails here is tried again at the next turn and does not hold up the others."""
+    try:
+        yield
+    except Refusal as refusal:
+        log.warning("%s: %s", what, refusal)
+    except Exception:
+        log.exception("%s failed; it is tried again", what)
 
 
 async def after_show(parts: Parts, recorder: Recorder, show: ShowId) -> None:
@@ -190,12 +227,26 @@ def add_tasks(queue: procrastinate.App, parts: Parts, recorder: Recorder) -> Non
     queue.task(name="after_show", retry=RetryStrategy(max_attempts=10, linear_wait=5))(run_after_show)
 
 
+async def _work_on(queue: procrastinate.App, stop: asyncio.Event) -> None:
+    """The queue's worker; one that ended (PostgreSQL was away) is started anew."""
+    while not stop.is_set():
+        with _alone("the worker of the queue"):
+            await queue.run_worker_async(
+                install_signal_handlers=False, concurrency=4, fetch_job_polling_interval=1.0
+            )
+        try:
+            await asyncio.wait_for(stop.wait(), WORKER_AGAIN_S)
+        except TimeoutError:
+            continue
+
+
 async def _retry_stalled(queue: procrastinate.App, stop: asyncio.Event) -> None:
     """A killed worker's job is not retried by itself."""
     while not stop.is_set():
-        for job in await queue.job_manager.get_stalled_jobs():
-            log.warning("job %s was left by a dead worker; running it again", job.id)
-            await queue.job_manager.retry_job(job)
+        with _alone("looking for stalled jobs"):
+            for job in await queue.job_manager.get_stalled_jobs():
+                log.warning("job %s was left by a dead worker; running it again", job.id)
+                await queue.job_manager.retry_job(job)
         try:
             await asyncio.wait_for(stop.wait(), STALLED_S)
         except TimeoutError:
@@ -219,11 +270,7 @@ async def run_jobs(settings: Settings, ready: Callable[[], Any] | None = None) -
         rounds = Rounds(parts, recorder)
         if ready is not None:
             ready()
-        worker = asyncio.create_task(
-            queue.run_worker_async(
-                install_signal_handlers=False, concurrency=4, fetch_job_polling_interval=1.0
-            )
-        )
+        worker = asyncio.create_task(_work_on(queue, stop))
         stalled = asyncio.create_task(_retry_stalled(queue, stop))
         clock = asyncio.create_task(rounds.run())
         await stop.wait()

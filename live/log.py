@@ -58,6 +58,14 @@ class State(msgspec.Struct):
     parts: tuple[Part, ...]
     counts: dict[str, int]
 
+    @property
+    def bits(self) -> int:
+        """The audiences that get any of it."""
+        found = 0
+        for part in self.parts:
+            found |= 1 << part.a
+        return found
+
     def seen_by(self, mask: int) -> dict[str, Any] | None:
         """The data a class gets: the parts of its audiences merged; None when it gets nothing."""
         data: dict[str, Any] | None = None
@@ -282,5 +290,6 @@ class Tail:
                 entries = [entry_from(raw_id, fields) for raw_id, fields in raw_entries]
                 # The position moves when they were taken: what failed is read again, twice is harmless.
                 await self._on_entries(self._shows[key], entries)
-                if key in self._positions:
+                # Where the show was begun anew meanwhile (`follow`), that position stands.
+                if self._positions.get(key) == positions[key]:
                     self._positions[key] = raw_entries[-1][0].decode()

@@ -21,11 +21,11 @@ import msgspec
 from live import protocol as wire
 from live.dispatch import Dispatch
 from live.http import GUEST_COOKIE, STAFF_COOKIE, VIEWER_COOKIE
-from live.hub import ShowHub, in_room
+from live.hub import BEAT_MAX_S, NOTHING, ShowHub, in_room
 from live.identity import GUEST_PREFIX, actor_of_token, viewer_actor
 from live.log import RECENT_ENTRIES, Entry, Tail
 from live.metrics import Metrics
-from live.socket import STRIKES_MAX, Socket
+from live.socket import STRIKES_MAX, Kind, Socket
 from membership.actor import Actor, GuestId, MemberId, ShowId, new_link_id
 from membership.members import guest, is_guest_id, new_guest_id
 from membership.refusal import BadRequest, Refusal, Unauthenticated, Unavailable
@@ -66,6 +66,8 @@ class Node:
         self.sockets: set[Socket] = set()
         self.members: dict[str, set[Socket]] = {}
         self.stale_members: set[str] = set()  # whose facts changed and could not be read yet
+        self._reading = 0
+        self._readings: dict[str, int] = {}  # member -> the reading of their facts that was begun last
         self.draining = False
         self._all_gone = asyncio.Event()  # no socket is left while draining
         self.log_up = True
@@ -89,6 +91,7 @@ class Node:
         await self.tail.start()
 
     async def stop(self) -> None:
+        await self.dispatch.close()
         await self.tail.stop()
 
     # -- the door ----------------------------------------------------------------------------------
@@ -98,7 +101,11 @@ class Node:
         if len(origin) > CLAIMED_ORIGIN_MAX:
             return False
         allowed = {self.parts.settings.public_url.rstrip("/"), *self.parts.settings.allowed_origins}
-        return origin in allowed or urlsplit(origin).netloc == host
+        try:
+            named = urlsplit(origin).netloc
+        except ValueError:  # no address at all, as `http://[`
+            return False
+        return origin in allowed or (named != "" and named == host)
 
     def client_address(self, peer: str, forwarded: str | None) -> str:
         """The viewer's address: X-Forwarded-For only when a trusted proxy says it."""
@@ -278,6 +285,7 @@ class Node:
         """The hub of a show, loaded once however many wait. Raises NotFound, Unavailable."""
         hub = self.hubs.get(show)
         if hub is not None:
+            hub.wanted_at = self.now()  # who is on the way in keeps it from being dropped as empty
             return hub
         task = self._loading.get(show)
         if task is None:
@@ -341,8 +349,8 @@ class Node:
                 "reconnect_ms": self.reconnect_ms(),
             }
         )
-        if replay:
-            socket.transport.write(replay)
+        if replay is not None and replay is not NOTHING:
+            socket.send_shared(replay, Kind.PERSONAL)
         (self.metrics.replays if recovered else self.metrics.snapshots).inc()
 
     def reconnect_ms(self) -> list[int]:
@@ -384,8 +392,11 @@ class Node:
         except Refusal as refusal:
             socket.tell(wire.refused(command.id, refusal))
             return
+        if socket.closing:
+            return  # left meanwhile: remembering it now would be for ever
         self._forget_member(socket)
         socket.actor, socket.expires_at, socket.refresh_by = found.actor, found.expires_at, None
+        socket.looks_only = found.looks_only
         self._remember_member(socket)
         if hub is not None:
             socket.voted = await self.dispatch.voted(hub, found.actor) or socket.voted
@@ -399,8 +410,8 @@ class Node:
     def _on_health(self, up: bool) -> None:
         if up and not self.log_up:
             self.spawn(self.check_positions())
-            for member in list(self.members):
-                self.spawn(self.reload_member(member))
+            # Read one after the other by the round: all at once would take the pool from everybody else.
+            self.stale_members.update(self.members)
         self.log_up = up
         self.metrics.log_up.set(1 if up else 0)
 
@@ -408,8 +419,11 @@ class Node:
         hub = self.hubs.get(show)
         if hub is None:
             return
+        epoch = hub.epoch
         if max(entry.version for entry in entries) > hub.version:
             await self.refresh_states(hub)
+        if hub.epoch != epoch:
+            return  # read anew, from another log than these are of
         if not hub.receive(entries):
             await self._refetch(hub)
 
@@ -444,13 +458,14 @@ class Node:
         """Every 10 s and after an outage: is each log still the one we follow?"""
         for hub in list(self.hubs.values()):
             try:
+                known = hub.seq  # before asking: the tail goes on while the answer is on its way
                 found = await self.show_log.position(hub.show)
                 if found is None:
                     await self.parts.shows.agree(hub.show)
                     await self.reload(hub)
                 elif found[0] != hub.epoch:
                     await self.reload(hub)
-                elif found[1] < hub.seq:
+                elif found[1] < known:
                     await self.dispatch.renew_epoch(hub)
                     await self.reload(hub)
                 else:
@@ -478,17 +493,40 @@ class Node:
         if not sockets:
             return
         self.stale_members.add(member)
-        async with self.parts.pool.connection() as conn:
-            actor = await viewer_actor(self.parts, conn, MemberId(member))
-        self.stale_members.discard(member)
+        self._reading += 1
+        reading = self._readings[member] = self._reading
+        try:
+            async with self.parts.pool.connection() as conn:
+                actor = await viewer_actor(self.parts, conn, MemberId(member))
+            if self._readings.get(member) != reading:
+                return  # one begun later reads later facts, or has done so
+        finally:
+            if self._readings.get(member) == reading:
+                del self._readings[member]
+        told = True
         for socket in sockets:
-            hub = self.hubs[socket.show]  # type: ignore[index]
+            hub = self.hubs.get(socket.show) if socket.show else None
+            if hub is None or not socket.joined:
+                continue
             socket.actor = actor
-            socket.tell({"type": "you", "data": await self.dispatch.you(hub, socket)})
             if not in_room(hub.room_audience, socket):
                 socket.close(wire.MEMBERS_ONLY)
-            else:
-                hub.regroup(socket)
+                continue
+            told = await self._tell_you(hub, socket) and told
+            hub.regroup(socket)  # told or not: nothing more of a class that is no longer theirs
+        if told:
+            self.stale_members.discard(member)
+
+    async def _tell_you(self, hub: ShowHub, socket: Socket) -> bool:
+        """Who the socket speaks for now; False when that cannot be read within a beat."""
+        try:
+            async with asyncio.timeout(BEAT_MAX_S):
+                you = await self.dispatch.you(hub, socket)
+        except Exception as error:
+            log.warning("a changed member is not told yet: %r", error)
+            return False
+        socket.tell({"type": "you", "data": you})
+        return True
 
     # -- the end -----------------------------------------------------------------------------------
 

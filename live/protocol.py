@@ -7,6 +7,7 @@ A frame down is always a JSON array of messages. What everyone shares is encoded
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
@@ -107,6 +108,40 @@ def frame(payload: bytes) -> bytes:
     if size < 65_536:
         return b"\x81\x7e" + size.to_bytes(2, "big") + payload
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+DEFLATE_MIN: Final = 256  # bytes of payload; shorter frames do not shrink enough to pay for it
+DEFLATE_LEVEL: Final = 1  # 6 saves 3 % more bytes of Chinese comments at twice the time
+
+
+class SharedFrame:
+    """One frame for many: plain, and deflated once for all who negotiated it (RFC 7692).
+
+    Without context takeover a compressed message stands alone, so the same bytes suit every such viewer.
+    """
+
+    __slots__ = ("_deflated", "_payload", "plain")
+
+    def __init__(self, payload: bytes) -> None:
+        self.plain = frame(payload)
+        self._payload = payload
+        self._deflated: bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    @property
+    def deflated(self) -> bytes:
+        """Made on first use; the plain frame where deflating does not pay."""
+        if self._deflated is None:
+            self._deflated = self.plain
+            if len(self._payload) >= DEFLATE_MIN:
+                made = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -15)
+                data = made.compress(self._payload) + made.flush(zlib.Z_SYNC_FLUSH)
+                framed = frame(data[:-4])  # without 00 00 FF FF (RFC 7692 §7.2.1)
+                if len(framed) < len(self.plain):
+                    self._deflated = b"\xc1" + framed[1:]  # FIN, RSV1, text
+        return self._deflated
 
 
 def array(parts: Iterable[bytes]) -> bytes:

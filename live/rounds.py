@@ -7,6 +7,7 @@ behaviour once a second · presence each 3 s · the log's position each 10 s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -39,7 +40,6 @@ class Rounds:
         self._metrics = metrics
         self._touch_presence = node.parts.scripts.load("live", "touch_presence")
         self._ping = wire.message_frame({"type": "ping"})
-        self._empty_since: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -116,7 +116,8 @@ class Rounds:
                 continue
             found = await self._node.show_log.position(hub.show)
             if found is not None and found[0] == hub.epoch and found[2] > hub.version:
-                await self._node.refresh_states(hub)
+                with contextlib.suppress(Refusal):  # a show that is being rebuilt; the others go on
+                    await self._node.refresh_states(hub)
 
     async def _stale(self) -> None:
         """Facts that could not be read when they changed are read again."""
@@ -128,11 +129,13 @@ class Rounds:
     async def _presence(self) -> None:
         now = self._node.now()
         for show, hub in list(self._node.hubs.items()):
-            await self._touch_presence(show, ["presence"], [self._node.id, hub.watching(), PRESENCE_TTL_MS])
+            with contextlib.suppress(Refusal):  # a show whose keys are gone; the others go on
+                await self._touch_presence(
+                    show, ["presence"], [self._node.id, hub.watching(), PRESENCE_TTL_MS]
+                )
             if hub.viewers:
-                self._empty_since.pop(show, None)
-            elif now - self._empty_since.setdefault(show, now) > EMPTY_HUB_S:
-                del self._empty_since[show]
+                hub.wanted_at = now
+            elif now - hub.wanted_at > EMPTY_HUB_S:
                 del self._node.hubs[show]
                 await self._node.tail.unfollow(show)
 

@@ -108,8 +108,8 @@ class Door(HttpToolsProtocol):
                     protocol = self.transport.get_protocol()
                     assert isinstance(protocol, asyncio.Protocol)
                     protocol.data_received(rest)
-            else:
-                self._refuse(b"426 Upgrade Required")
+            else:  # h2c, which curl and Java's client offer: declined by answering in HTTP/1.1
+                self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
 
 class CompanionServer(uvicorn.Server):

@@ -13,6 +13,7 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
@@ -33,8 +34,14 @@ STATE_ONLY = 262_144  # bytes waiting: events are skipped, healed from the ring 
 DROP = 1_048_576  # bytes waiting: closed 4102
 STALL_S = 5.0  # without progress above the high mark: closed 4102
 COMMANDS_QUEUED_MAX = 16
+FRAMES_AT_ONCE, FRAMES_PER_S = 400, 100  # of a viewer, control frames and fragments too; more is 4504
 STRIKES_MAX = 5  # undecodable frames before 4504
 CLOSE_WAIT_S = 5.0  # for the peer's close frame
+
+
+# One message in 15 bits of window, nothing kept between messages: 0 bytes of state a viewer, and what comes
+# in is inflated up to the size a command may have.
+_DEFLATE = [ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)]
 
 
 class Kind(IntEnum):
@@ -58,7 +65,10 @@ class Socket(asyncio.Protocol):
         "commands",
         "connections",
         "cookies",
+        "deflates",
         "expires_at",
+        "frames",
+        "frames_at",
         "hello_id",
         "joined",
         "joining",
@@ -92,6 +102,7 @@ class Socket(asyncio.Protocol):
         self.ws = ServerProtocol(
             origins=None,
             subprotocols=[Subprotocol(wire.SUBPROTOCOL)],
+            extensions=_DEFLATE,
             max_size=wire.COMMAND_BYTES_MAX,
             logger=node.ws_log,
         )
@@ -100,6 +111,7 @@ class Socket(asyncio.Protocol):
         self.public_id = ""
         self.mask = 0  # audience bits of the class this viewer is in
         self.joined = False
+        self.deflates = False  # negotiated permessage-deflate as we offer it
         self.joining = False  # hello received, not yet answered
         self.closing = False
         self.behind: int | None = None  # last seq written when events began to be skipped
@@ -117,6 +129,7 @@ class Socket(asyncio.Protocol):
         self.voted: str | None = None  # the poll this viewer's ballot is in
         self.watch_from: int | None = None  # ms, wall clock
         self.tokens, self.tokens_at = float(node.commands_burst), self.made_at
+        self.frames, self.frames_at = float(FRAMES_AT_ONCE), self.made_at
         self.cookies = ""
         self.client = ""
         self.looks_only = False  # a preview
@@ -158,7 +171,12 @@ class Socket(asyncio.Protocol):
         self.ws.receive_data(data)
         self.seen_at = self.node.now()
         self.pinged_at = 0.0
-        for event in self.ws.events_received():
+        events = self.ws.events_received()
+        if not self._within_frames(len(events)):
+            self.close(wire.BAD_PROTOCOL, "too many frames", wait_s=0.5)
+            self.transport.pause_reading()  # one read may hold 2,000 pings, and others wait while they are parsed
+            return
+        for event in events:
             if isinstance(event, Request):
                 self._handshake(event)
             elif not isinstance(event, Frame):
@@ -170,6 +188,14 @@ class Socket(asyncio.Protocol):
             elif event.opcode is Opcode.CLOSE:
                 self.closing = True
         self._flush_protocol()
+
+    def _within_frames(self, count: int) -> bool:
+        """A token bucket over all frames: what is refused, and what is answered with a pong, costs too."""
+        self.frames = (
+            min(FRAMES_AT_ONCE, self.frames + (self.seen_at - self.frames_at) * FRAMES_PER_S) - count
+        )
+        self.frames_at = self.seen_at
+        return self.frames >= 0 or self.closing or (self.actor is not None and self.actor.kind == "staff")
 
     def _flush_protocol(self) -> None:
         """Write what the protocol itself has to say (handshake, pong, close)."""
@@ -187,8 +213,9 @@ class Socket(asyncio.Protocol):
         if len(path) != 5 or path[1:3] != ["v1", "shows"] or path[4] != "socket" or len(path[3]) > 64:
             self._reject(HTTPStatus.NOT_FOUND, "No socket lives here; try /v1/shows/{show}/socket.\n")
             return
-        origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
-        if origin is not None and not self.node.origin_allowed(origin, host):
+        # A header may come more than once, and reading it as one would raise.
+        origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
+        if origins and not self.node.origin_allowed(",".join(origins), ",".join(hosts)):
             self._reject(HTTPStatus.FORBIDDEN, "This Origin may not open a socket here.\n")
             return
         wait_s = self.node.admit()
@@ -201,9 +228,15 @@ class Socket(asyncio.Protocol):
             self._flush_protocol()
             self.transport.close()
             return
+        # A client that demands a smaller window gets plain frames, which the extension allows.
+        self.deflates = any(
+            isinstance(found, PerMessageDeflate) and found.local_max_window_bits == 15
+            for found in self.ws.extensions
+        )
         self.show = ShowId(path[3])
-        self.cookies = request.headers.get("Cookie", "")[:4096]
-        self.client = self.node.client_address(self.client, request.headers.get("X-Forwarded-For"))
+        self.cookies = "; ".join(request.headers.get_all("Cookie"))[:4096]
+        forwarded = ",".join(request.headers.get_all("X-Forwarded-For"))
+        self.client = self.node.client_address(self.client, forwarded)
         self.node.opened(self)
 
     def _reject(self, status: HTTPStatus, text: str, retry_after_s: int | None = None) -> None:
@@ -271,11 +304,15 @@ class Socket(asyncio.Protocol):
         self.transport.write(data)
         return True
 
+    def send_shared(self, data: wire.SharedFrame, kind: Kind) -> bool:
+        """Write a frame that others get too."""
+        return self.send(data.deflated if self.deflates else data.plain, kind)
+
     def tell(self, *messages: Any) -> None:
         """Personal messages, in a frame of their own."""
         self.send(wire.message_frame(*messages), Kind.PERSONAL)
 
-    def close(self, code: int, reason: str | None = None) -> None:
+    def close(self, code: int, reason: str | None = None, wait_s: float = CLOSE_WAIT_S) -> None:
         """Say why, then close. A slow viewer's socket is cut: its close frame would never arrive."""
         if self.closing or self.ws.state is not OPEN:
             return
@@ -284,7 +321,7 @@ class Socket(asyncio.Protocol):
         self.ws.send_close(code, (reason or wire.CLOSE_CODES.get(code, ""))[:120])
         self._flush_protocol()
         loop = asyncio.get_running_loop()
-        loop.call_later(0.5 if code == wire.SLOW else CLOSE_WAIT_S, self.transport.abort)
+        loop.call_later(0.5 if code == wire.SLOW else wait_s, self.transport.abort)
 
     def shutdown(self) -> None:
         """uvicorn asks every connection to end; ours were drained before."""

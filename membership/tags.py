@@ -19,6 +19,7 @@ import msgspec
 from psycopg.rows import DictRow
 
 from membership.actor import MemberId, ProductId, ShowId, is_id, new_id
+from membership.members import shown_as
 from membership.page import Page, check_page
 from membership.refusal import NotFound
 from membership.transaction import Connection, Transaction
@@ -71,6 +72,7 @@ class Evidence(msgspec.Struct, frozen=True):
 class Tag(msgspec.Struct, frozen=True):
     id: str
     member: MemberId
+    member_name: str  # as others see them
     subject: str  # product:<id>
     name: str  # 对有机大米感兴趣
     score: float  # as of the end of the show it was last drawn from
@@ -346,8 +348,10 @@ def evidence_of(records: Iterable[Seen], world: World) -> dict[ProductId, list[E
 # -- the store --------------------------------------------------------------------------------------------
 
 _TAG = """
-    SELECT g.id, g.member_id, g.subject, g.name, g.score, g.strength, g.rule, g.events, g.as_of, g.expires_at
+    SELECT g.id, g.member_id, m.nickname, g.subject, g.name, g.score, g.strength, g.rule, g.events, g.as_of,
+           g.expires_at
     FROM tags g
+    JOIN members m ON m.id = g.member_id
     JOIN products p ON g.subject = 'product:' || p.id AND NOT p.no_behaviour_tags
     WHERE g.expires_at > clock_timestamp()
       AND NOT EXISTS (
@@ -361,6 +365,7 @@ def _tag(row: DictRow, evidence: Sequence[Evidence] = ()) -> Tag:
     return Tag(
         id=str(row["id"]),
         member=MemberId(str(row["member_id"])),
+        member_name=shown_as(MemberId(str(row["member_id"])), row["nickname"]),
         subject=row["subject"],
         name=row["name"],
         score=row["score"],

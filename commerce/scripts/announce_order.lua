@@ -20,6 +20,8 @@ local OFFERS, PEOPLE, HOLDS, UNSETTLED, TOLD = KEYS[8], KEYS[9], KEYS[10], KEYS[
 local order, step, member = ARGV[1], ARGV[2], ARGV[3]
 redis.call('ZREM', UNSETTLED, order)
 if redis.call('SADD', TOLD, order .. ':' .. step) == 0 then return {'ok', '0'} end
+-- Late money opens an order that had ended: its end is still to come, and will be told.
+if step == 'paid' then redis.call('SREM', TOLD, order .. ':closed') end
 
 local function touch(offer)
   if redis.call('HGET', OFFERS, offer .. '|status') == 'open' then touch_state('offer:' .. offer) end

@@ -209,8 +209,10 @@ class Sandbox:
             payer = form.get("payer", [payment.payer])[0].strip()[:64] or payment.payer
             if self.store.pay(payment.ref, payer):
                 self._deliver(payment.ref)
-            elif payment.status != "paid":
-                return self._drawn(request, payment, texts, status=409)
+            else:
+                now = self.store.get(payment.ref) or payment  # a second tap: paid since it was looked up
+                if now.status != "paid":
+                    return self._drawn(request, now, texts, status=409)
             return RedirectResponse(_with_result(payment.return_url, "paid"), 303)
         if result == "fail":
             self.store.fail(payment.ref)

@@ -22,7 +22,9 @@ def shop(engines: Addresses, template: str, tmp_path_factory: pytest.TempPathFac
         redis.flushall()
     with psycopg.connect(engines.database_url, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE browsed TEMPLATE {}").format(sql.Identifier(template)))
-        with serve_shop(engines, database_url(engines, "browsed"), tmp_path_factory.mktemp("browsed")) as made:
+        with serve_shop(
+            engines, database_url(engines, "browsed"), tmp_path_factory.mktemp("browsed")
+        ) as made:
             yield made
         conn.execute("DROP DATABASE browsed WITH (FORCE)")
 

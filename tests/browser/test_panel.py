@@ -20,18 +20,22 @@ def cue(panel: Page, title: str) -> Locator:
 
 
 def say_as_host(panel: Page, text: str) -> None:
-    """The lines above move when one's own has come."""
+    """The lines stand still while the mouse is over them, and move when one's own has come."""
     say = panel.get_by_label("以主播身份发言")
     expect(say).to_be_focused()
+    say.hover()
     say.fill(text)
     say.press("Enter")
     expect(say).to_have_value("")
     expect(panel.locator(".line").filter(has_text=text)).to_be_visible()
 
 
-def act_on(line: Locator, act: str) -> None:
-    """What is done about a comment shows when the line is chosen."""
-    line.click()
+def act_on(line: Locator, act: str, people: People) -> None:
+    """What may be done about a comment shows when one points at it."""
+    if people.size == PHONE:
+        line.tap()
+    else:
+        line.hover()
     line.get_by_role("button", name=act).click()
 
 
@@ -114,17 +118,22 @@ def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> 
 
     question = panel.locator(".line").filter(has_text="这个米是新米吗?")
     expect(question).to_contain_text("提问")
-    act_on(question, "回复")
+    act_on(question, "回复", people)
     say_as_host(panel, "是今年的新米")
     expect(viewer.get_by_role("listitem").filter(has_text="是今年的新米")).to_contain_text("回复 孙八:")
 
     spam = panel.locator(".line").filter(has_text="加微信低价卖米")
-    act_on(spam, "隐藏")
+    act_on(spam, "隐藏", people)
     expect(spam).to_contain_text("已隐藏")
     expect(viewer.get_by_role("listitem").filter(has_text="加微信低价卖米")).to_have_count(0)
-    act_on(spam, "禁言")
+    act_on(spam, "禁言", people)
     spam.get_by_role("button", name="1 分钟").click()
-    expect(viewer.get_by_label("说点什么")).to_have_attribute("placeholder", re.compile("^你暂时不能发言,还有 [0-9]+ 秒"))
+    expect(spam).to_contain_text("已禁言")
+    field.fill("还是加微信吧")
+    viewer.get_by_role("button", name="发送评论").click()
+    expect(field).to_have_attribute("placeholder", re.compile("^你暂时不能发言,还有 [0-9]+ 秒"))
+    expect(field).to_have_value("还是加微信吧")
+    expect(panel.locator(".line").filter(has_text="还是加微信吧")).to_have_count(0)
 
 
 def test_after_the_end_come_the_card_and_tags_with_their_evidence(people: People, shop: Shop) -> None:

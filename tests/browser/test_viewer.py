@@ -19,7 +19,7 @@ def open_mine(page: Page, tab: str) -> Locator:
 
 
 def test_a_guest_sees_the_picture_move_the_prices_the_pieces_and_the_talk(people: People, shop: Shop) -> None:
-    show = shop.make_show()
+    show = shop.make_show(moving=True)
     page = people.viewer(show)
     moving(page)
     shop.run_cues(show, "ABDH")

@@ -11,15 +11,9 @@ from psycopg.errors import RestrictViolation
 
 from commerce.messages import LineInput, PlaceOrder
 from commerce.offers import Offer
-from commerce.orders import (
-    LimitReached,
-    NoSuchOrder,
-    OrderClosed,
-    Orders,
-    Placed,
-    ReservedOut,
-    SoldOut,
-)
+from commerce.order_book import NoSuchOrder
+from commerce.orders import OrderClosed, Placed
+from commerce.pieces import LimitReached, Pieces, ReservedOut, SoldOut
 from commerce.prices import OfferEnded, PriceChanged, Quote
 from commerce.products import ProductPatch
 from membership.actor import Actor, OrderId, ShowId, new_id
@@ -250,6 +244,18 @@ async def test_unpaid_orders_of_one_member_are_bounded(shop: Shop, make_show: Ma
     assert await shop.buy(buyer, show, (pin, 1))
 
 
+async def test_the_bound_of_unpaid_orders_holds_for_orders_placed_at_once(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    pin = await shop.open(show, await shop.product(stock=100))
+    for _ in range(17):
+        await shop.buy(buyer, show, (pin, 1))
+    quote = await shop.quote(buyer, show, (pin, 1))
+    won, words = await at_once([shop.place(buyer, show, quote) for _ in range(8)])
+    assert (len(won), words) == (3, ["limit_reached"] * 5)
+
+
 # --- all or none ---
 
 
@@ -408,7 +414,7 @@ async def test_control_without_the_condition_more_is_sold_than_there_is(
     quotes = await quoted(shop, show, pin, buyers)
     all_have_read = asyncio.Barrier(12)
 
-    async def take(self: Orders, conn: Any, order: Any, pieces: Any, wanted: dict[str, int]) -> None:
+    async def take(self: Pieces, conn: Any, order: Any, pieces: Any, wanted: dict[str, int]) -> None:
         for product, quantity in wanted.items():
             row = await (await conn.execute("SELECT stock FROM products WHERE id = %s", [product])).fetchone()
             await all_have_read.wait()
@@ -418,7 +424,7 @@ async def test_control_without_the_condition_more_is_sold_than_there_is(
                 "UPDATE products SET stock = %s WHERE id = %s", [row["stock"] - quantity, product]
             )
 
-    monkeypatch.setattr(Orders, "_take", take)
+    monkeypatch.setattr(Pieces, "take", take)
     won, _ = await at_once(
         [shop.place(buyer, show, quote) for buyer, quote in zip(buyers, quotes, strict=True)]
     )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from commerce.benefits import BenefitInput, Benefits
-from commerce.orders import NoSuchOrder, NotPaid, OrderClosed, Placed
+from commerce.order_book import NoSuchOrder
+from commerce.orders import NotPaid, OrderClosed, Placed
 from commerce.payments import FoundPayment, Recorded, RefundOver
 from commerce.products import ProductPatch
 from membership.actor import Actor, OrderId, ShowId, new_id
@@ -523,3 +524,78 @@ async def test_one_payment_that_cannot_be_asked_for_does_not_stop_the_others(
     assert await shop.payments.ask_due(shop.database, after_s=0) == 2
     states = sorted(row["state"] for row in await shop.rows("SELECT state FROM orders"))
     assert states == ["paid", "paid", "placed"]
+
+
+async def test_money_for_a_cancelled_order_whose_webhook_was_lost_is_asked_for_and_goes_back(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    async with shop.tx() as t:
+        await shop.payments.start(t, buyer, placed.order)
+    ref = f"ref-{placed.order}-{placed.total_fen}"
+    shop.provider.paid[ref] = FoundPayment(
+        ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
+    )
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, buyer, placed.order)
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 1
+    assert await shop.payments.return_due(shop.database) == 1
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 0
+
+
+async def test_one_payment_that_cannot_be_recorded_does_not_stop_the_others(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, pin_of = await make_show(), await shop.product(stock=10)
+    pin = await shop.open(show, pin_of)
+    orders: list[str] = []
+    for _ in range(3):
+        buyer = await shop.buyer()
+        placed = await shop.buy(buyer, show, (pin, 1))
+        async with shop.tx() as t:
+            await shop.payments.start(t, buyer, placed.order)
+        ref = f"ref-{placed.order}-{placed.total_fen}"
+        shop.provider.paid[ref] = FoundPayment(
+            ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
+        )
+        orders.append(placed.order)
+    record = shop.payments.record
+
+    async def fails_for_one(t: Any, provider: str, ref: str, order: str, *rest: Any) -> Any:
+        if order == orders[0]:
+            raise Unavailable
+        return await record(t, provider, ref, order, *rest)
+
+    monkeypatch.setattr(shop.payments, "record", fails_for_one)
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 2
+
+
+@pytest.mark.parametrize("kind", ["goods", "plan"])
+async def test_money_of_a_person_forgotten_meanwhile_goes_back(
+    shop: Shop, make_show: MakeShow, kind: str
+) -> None:
+    show = await make_show()
+    if kind == "goods":
+        buyer, placed, _ = await bought(shop, show)
+    else:
+        buyer = await shop.buyer()
+        placed = await shop.join(buyer, (await shop.plan()).id, show)
+    assert buyer.member is not None
+    async with shop.tx() as t:
+        await shop.members.erase(t, buyer.member)
+    recorded = await shop.pay(placed.order, placed.total_fen, "ref-late")
+    assert (recorded.outcome, recorded.reason) == ("returned", "cancelled_before")
+    assert await shop.payments.return_due(shop.database) == 1
+
+
+async def test_the_refund_of_an_order_paid_late_is_told_to_the_buyer(shop: Shop, make_show: MakeShow) -> None:
+    """Its end was told once before, when it expired."""
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    await shop.let_holds_run_out()
+    assert (await shop.pay(placed.order, placed.total_fen)).outcome == "accepted"
+    async with shop.tx() as t:
+        await shop.payments.refund(t, OPERATOR, placed.order)
+    told = [note["state"] for note in await shop.notes(buyer) if note["type"] == "order.changed"]
+    assert told == ["placed", "expired", "paid", "refunded"]

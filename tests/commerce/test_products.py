@@ -54,6 +54,9 @@ async def test_a_product_is_kept_as_it_was_described(shop: Shop) -> None:
         {"name": "大" * 61},
         {"stock_mode": "on_payment"},
         {"price": 1},
+        {"image": "javascript:alert(1)"},
+        {"image": "//elsewhere.test/a.png"},
+        {"image": "data:text/html,x"},
         {"audience": {"kind": "friends"}},
     ],
 )

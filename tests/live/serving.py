@@ -87,9 +87,8 @@ class Served:
     async def open(self, show: ShowId, **more: Any) -> ClientConnection:
         """The upgraded socket, before hello."""
         more.setdefault("subprotocols", [WIRE])
-        return await connect(
-            f"ws://127.0.0.1:{self.port}/v1/shows/{show}/socket", compression=None, ping_interval=None, **more
-        )
+        more.setdefault("compression", None)
+        return await connect(f"ws://127.0.0.1:{self.port}/v1/shows/{show}/socket", ping_interval=None, **more)
 
     async def leave_all(self) -> None:
         """Close what the tests left open."""

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from chat.comments import Comments
 from chat.polls import Polls
 from live import protocol as wire
-from live.hub import RECENT_SHOWN, REPLAY_BYTES_MAX, ShowHub, beat_s
+from live.hub import CACHED_MAX, NOTHING, RECENT_SHOWN, REPLAY_BYTES_MAX, ShowHub, beat_s
 from live.log import Changes, Entry, Part, ShowLog, State
 from live.lua import Scripts
 from live.metrics import Metrics
@@ -139,6 +139,33 @@ async def test_a_state_shows_each_class_its_own_parts() -> None:
     assert b"offer:2" not in msgspec.json.encode(hub.states_for(0b1))
 
 
+async def test_a_state_that_is_gone_is_named_only_to_classes_that_had_it() -> None:
+    only_members = State(key="offer:2", version=2, parts=(Part(a=1, d={"x": 1}),), counts={})
+    for_all = State(key="offer:1", version=1, parts=(Part(a=0, d={"x": 1}),), counts={})
+    hub = make_hub(states=[for_all, only_members])
+    guest, member = enter(hub, GUEST), enter(hub, MEMBER)
+    for_few = State(key="offer:1", version=4, parts=(Part(a=1, d={"x": 1}),), counts={})
+    hub.apply(changes(version=4, states=[State("offer:2", 3, (), {}), for_few]))
+    await flushed(hub)
+    assert b"offer:2" not in guest.bytes
+    assert [(m["key"], m["data"]) for m in guest.messages()] == [("offer:1", None)]
+    assert {m["key"]: m["data"] for m in member.messages()} == {"offer:1": {"x": 1}, "offer:2": None}
+    hub.apply(changes(version=5, states=[State("offer:1", 5, (), {})]))
+    await flushed(hub)
+    assert len(guest.messages()) == 1
+
+
+async def test_who_leaves_the_class_while_a_state_goes_is_told_that_it_is_gone() -> None:
+    hub = make_hub(states=[State("offer:2", 1, (Part(a=1, d={"x": 1}),), {})])
+    member = enter(hub, MEMBER)
+    member.socket.joined = True
+    hub.apply(changes(version=2, states=[State("offer:2", 2, (), {})]))
+    member.socket.actor = GUEST
+    hub.regroup(member.socket)
+    await flushed(hub)
+    assert [(m["key"], m["data"]) for m in member.messages()] == [("offer:2", None)]
+
+
 async def test_a_missing_number_is_noticed() -> None:
     hub = make_hub()
     assert hub.receive([entry(1)])
@@ -228,7 +255,7 @@ async def test_a_replay_that_is_too_long_is_none_so_that_a_snapshot_is_sent() ->
     assert hub.replay(0b1, 90) is not None
     assert hub.replay(0b1, 0) is None
     assert REPLAY_BYTES_MAX < 100 * 2_000
-    assert hub.replay(0b1, 100) == b""
+    assert hub.replay(0b1, 100) is NOTHING
     assert hub.replay(0b1, 101) is None
 
 
@@ -333,3 +360,26 @@ async def test_an_old_snapshot_and_the_events_since_make_the_new_snapshot(
 
 def _decoded(raw: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(raw))
+
+
+async def test_an_answer_that_comes_late_brings_no_older_state_back() -> None:
+    """Two reads under way at once: what was read before what is known has nothing new."""
+    hub = make_hub()
+
+    def read(version: int, status: str) -> Changes:
+        state = State("offer:o", version, (Part(0, {"status": status}),), {})
+        return changes(version=version, states=[state])
+
+    hub.apply(read(9, "sold_out"))
+    hub.apply(read(7, "open"))
+    assert hub.version == 9
+    assert hub.states["offer:o"].seen_by(1) == {"status": "sold_out"}
+
+
+async def test_replays_kept_for_a_quiet_show_are_bounded() -> None:
+    hub = make_hub()
+    hub.receive([entry(seq) for seq in range(1, 401)])
+    await flushed(hub)
+    for since in range(400):
+        assert hub.replay(1, since) is not None
+    assert len(hub._cache) <= CACHED_MAX

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from live import jobs
 from live.jobs import Rounds, add_tasks, after_show
 from live.recorder import Recorder
 from membership.actor import MemberId, ShowId
@@ -152,12 +154,94 @@ async def test_the_rounds_run_in_two_processes_at_once_and_a_failing_one_does_no
         failed.set()
         raise Unavailable
 
-    monkeypatch.setattr(one, "_settle", fails)
+    monkeypatch.setattr(one, "_settle_orders", fails)
     running = [asyncio.create_task(rounds.run()) for rounds in (one, two)]
     await asyncio.wait_for(failed.wait(), 10)
     for rounds in (one, two):
         rounds.stop()
     await asyncio.wait_for(asyncio.gather(*running), 10)
+
+
+async def test_a_poll_that_cannot_be_closed_holds_up_no_other(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    async def due(conn: Any) -> list[tuple[str, str]]:
+        return [("show", "first"), ("show", "second"), ("show", "third")]
+
+    async def close(t: Any, actor: Any, show: str, poll: str) -> None:
+        if poll == "first":
+            raise Unavailable
+        if poll == "second":
+            raise ValueError("a fault of ours")
+        closed.append(poll)
+
+    monkeypatch.setattr(served.parts.polls, "due", due)
+    monkeypatch.setattr(served.parts.polls, "close", close)
+    await Rounds(served.parts, Recorder(served.parts))._close_polls()
+    assert closed == ["third"]
+
+
+async def test_a_show_that_cannot_be_recorded_holds_up_no_other(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shows = [await served.make_show(), await served.make_show()]
+    recorder = Recorder(served.parts)
+    recorded: list[ShowId] = []
+
+    async def record(show: ShowId) -> int:
+        recorded.append(show)
+        raise ValueError("an entry that cannot be read")
+
+    monkeypatch.setattr(recorder, "record", record)
+    await Rounds(served.parts, recorder)._record()
+    assert set(shows) <= set(recorded)
+
+
+async def test_who_lapsed_is_told_by_the_clock_of_the_database(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose clock is ahead would tell too early, and then never again."""
+    rounds = Rounds(served.parts, Recorder(served.parts))
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(hours=1)
+
+    monkeypatch.setattr("live.jobs.datetime", Ahead)
+    await rounds._lapse()
+    assert rounds._lapsed_until <= datetime.now(UTC)
+
+
+async def test_the_queues_worker_is_started_anew_and_stalled_jobs_are_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "WORKER_AGAIN_S", 0.01)
+    monkeypatch.setattr(jobs, "STALLED_S", 0.01)
+    stop = asyncio.Event()
+    calls = {"worker": 0, "stalled": 0}
+
+    class Queue:
+        job_manager: Any = None
+
+        async def run_worker_async(self, **settings: Any) -> None:
+            calls["worker"] += 1
+            raise OSError("PostgreSQL went away")
+
+        async def get_stalled_jobs(self) -> list[Any]:
+            calls["stalled"] += 1
+            raise OSError("PostgreSQL went away")
+
+    queue: Any = Queue()
+    queue.job_manager = queue
+    running = [asyncio.create_task(act(queue, stop)) for act in (jobs._work_on, jobs._retry_stalled)]
+    async with asyncio.timeout(5):
+        while min(calls.values()) < 3:
+            await asyncio.sleep(0.01)
+    stop.set()
+    await asyncio.gather(*running)
 
 
 async def test_waiting_rooms_open_half_an_hour_before(served: Served) -> None:

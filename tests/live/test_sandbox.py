@@ -131,6 +131,25 @@ async def test_the_same_order_and_amount_is_the_same_page(make_scene: MakeScene)
     assert await scene.provider.query(first.ref) is None
 
 
+async def test_a_second_tap_while_the_first_is_paying_comes_back_to_the_shop_too(
+    make_scene: MakeScene,
+) -> None:
+    scene = await make_scene()
+    page = await scene.provider.create(scene.request())
+    read, arrived = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        arrived.set()
+        await read.wait()
+        yield b"result=pay"
+
+    second = asyncio.create_task(scene.browser.post(f"/sandbox/pay/{page.ref}", content=slowly()))
+    await arrived.wait()
+    first = await scene.pay(page.ref)
+    read.set()
+    assert (first.status_code, (await second).status_code) == (303, 303)
+
+
 async def test_unsigned_or_wrongly_signed_requests_are_refused(make_scene: MakeScene) -> None:
     scene = await make_scene()
     page = await scene.provider.create(scene.request())

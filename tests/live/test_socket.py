@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from live import protocol as wire
 from live.rounds import HELLO_WAIT_S
 from live.server import HEADER_BYTES_MAX
+from live.socket import FRAMES_AT_ONCE
 from membership.actor import Actor, ShowId
 from membership.audience import PLAN_MEMBERS
 from tests.live.serving import Seat, Served
@@ -47,6 +49,13 @@ async def test_a_comment_reaches_others_numbered_and_its_writer_has_it_from_the_
     assert again["seq"] == answer["seq"]
 
 
+async def test_the_writer_reads_the_comment_as_others_do(served: Served) -> None:
+    show = await served.make_show()
+    writer, reader = await served.enter(show, await served.member("王小明")), await served.enter(show)
+    answer = await writer.ask("comment.post", key="k1", text="\u202e 五常\n\n的吗?\x00 ")
+    assert answer["text"] == (await reader.event("comment.posted"))["text"] == "五常 的吗?"
+
+
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
@@ -56,7 +65,8 @@ async def test_a_comment_reaches_others_numbered_and_its_writer_has_it_from_the_
         ('{"type":"comment.post","id":5}', "bad_request"),
         ('{"type":"comment.post","id":"five","text":"x"}', "bad_request"),
         ('{"type":"comment.post","id":5,"key":"k","text":"x","price":1}', "bad_request"),
-        ('{"type":"order.place","id":5,"key":"k","quote":"q","address":"a","lines":[{"offer":"o","quantity":-1}]}', "bad_request"),
+        ('{"type":"order.place","id":5,"key":"k","quote":"q","address":"a",'
+         '"lines":[{"offer":"o","quantity":-1}]}', "bad_request"),
         ('{"type":"reaction.send","id":5,"kind":"like","count":1000000}', "bad_request"),
         ('{"type":"ballot.cast","id":5,"poll":"p","choices":[]}', "bad_request"),
         ('{"type":"benefit.claim","id":5,"benefit":"b"}', "bad_request"),
@@ -204,6 +214,15 @@ async def test_commands_above_the_rate_are_refused_and_not_done(served: Served) 
     assert {a.get("code") for a in answers[30:]} == {"rate_limited"}
 
 
+async def test_a_flood_of_frames_ends_the_connection_and_no_other(served: Served) -> None:
+    show = await served.make_show()
+    flooding, other = await served.enter(show), await served.enter(show, await served.member("王小明"))
+    for _ in range(FRAMES_AT_ONCE + 200):
+        await flooding.socket.ping()
+    assert await flooding.closed() == wire.BAD_PROTOCOL
+    assert (await other.ask("comment.post", key="k", text="还在"))["type"] == "ok"
+
+
 async def test_a_guest_who_signs_in_keeps_the_socket(served: Served) -> None:
     show = await served.make_show()
     seat = await served.enter(show)
@@ -227,10 +246,59 @@ async def test_a_preview_may_only_look(served: Served) -> None:
     assert (await seat.ask("comment.post", key="k", text="x"))["code"] == "forbidden"
 
 
+async def test_a_guest_who_turns_into_a_preview_may_only_look_too(served: Served) -> None:
+    seat = await served.enter(await served.make_show())
+    token = served.parts.tokens.mint(await served.staff(), 60, preview="plan")
+    assert (await seat.ask("refresh", token=token))["type"] == "ok"
+    assert (await seat.ask("comment.post", key="k", text="x"))["code"] == "forbidden"
+
+
 async def test_an_endless_header_is_cut(served: Served) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (HEADER_BYTES_MAX + 100) + b"\r\n\r\n")
     assert b"431" in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Host: h\r\nOrigin: http://[\r\n", b"403"),
+        ("Host: h\r\nOrigin: http://h\r\nOrigin: http://h\r\n", b"403"),
+        ("Host: h\r\nHost: evil\r\nOrigin: http://evil\r\n", b"403"),
+        ("Origin: null\r\n", b"403"),
+        ("Host: h\r\nCookie: a=b\r\nCookie: c=d\r\n", b"101"),
+        ("Host: h\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: 192.0.2.2\r\n", b"101"),
+    ],
+)  # fmt: skip
+async def test_a_header_that_is_repeated_or_no_address_gets_an_answer_and_leaves_nothing_behind(
+    served: Served, headers: str, status: bytes
+) -> None:
+    show = await served.make_show()
+    request = (
+        f"GET /v1/shows/{show}/socket HTTP/1.1\r\n{headers}Upgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Protocol: companion.v1\r\n\r\n"
+    ).encode()
+    before = len(served.server.server_state.connections)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(request)
+    assert status in await asyncio.wait_for(reader.readline(), 5)
+    writer.transport.abort()
+    async with asyncio.timeout(5):  # a dead one would fail the server's shutdown
+        while len(served.server.server_state.connections) > before:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_offer_to_go_on_in_another_protocol_is_declined_by_an_answer(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n"
+    )
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
     writer.close()
 
 
@@ -302,3 +370,41 @@ async def test_a_guest_with_the_pages_cookie_is_one_person_over_reconnects(serve
         names.append((await seat.event("welcome"))["you"]["id"])
         await seat.close()
     assert names[0] == names[1] != names[2]
+
+
+async def test_a_frame_is_deflated_once_for_all_who_negotiated_it(served: Served) -> None:
+    show = await served.make_show()
+    plain = await served.enter(show)
+    shrunk = []
+    for compression in ("deflate", "deflate"):
+        seat = Seat(await served.open(show, compression=compression))
+        await seat.send({"type": "hello", "id": 1, "token": None})
+        await seat.event("welcome")
+        shrunk.append(seat)
+    hub = served.node.hubs[show]
+    sockets = [socket for group in hub.classes.values() for socket in group]
+    assert sorted(socket.deflates for socket in sockets) == [False, True, True]
+    posted = await served.parts.comments.post(await served.staff(), show, "同一句话" * 40)
+    for seat in (plain, *shrunk):
+        assert (await seat.until(lambda m: m.get("seq") == posted.seq))["text"] == "同一句话" * 40
+
+
+async def test_a_client_that_wants_a_smaller_window_gets_plain_frames(served: Served) -> None:
+    show = await served.make_show()
+    small = ClientPerMessageDeflateFactory(server_max_window_bits=9)
+    seat = Seat(await served.open(show, compression=None, extensions=[small]))
+    await seat.send({"type": "hello", "id": 1, "token": None})
+    await seat.event("welcome")
+    hub = served.node.hubs[show]
+    assert [socket.deflates for group in hub.classes.values() for socket in group] == [False]
+    posted = await served.parts.comments.post(await served.staff(), show, "一样收到" * 40)
+    assert (await seat.until(lambda m: m.get("seq") == posted.seq))["text"] == "一样收到" * 40
+
+
+async def test_an_inflated_command_is_capped_like_any_other(served: Served) -> None:
+    show = await served.make_show()
+    seat = Seat(await served.open(show, compression="deflate"))
+    await seat.send({"type": "hello", "id": 1, "token": None})
+    await seat.event("welcome")
+    await seat.send(json.dumps({"type": "product.view", "id": 5, "product": "0" * 1_000_000}))
+    assert await seat.closed() == 1009

@@ -21,6 +21,12 @@ def test_emoji_built_with_joiners_stay_whole() -> None:
     assert clean_line(family) == family
 
 
+def test_what_nobody_can_see_is_nothing() -> None:
+    for blank in ("\u3164", "\u115f\u1160", "\u2800 \uffa0", "\u200d\u200d", "\ufe0f", "\u0301"):
+        assert clean_line(blank) == ""
+    assert clean_line("小\u3164米") == "小 米"
+
+
 def test_markup_is_left_as_text() -> None:
     assert clean_line("<b>x</b>") == "<b>x</b>"
 

@@ -11,6 +11,7 @@ const ROWS_MAX = 160;
 const TEXT_MAX = 200;
 const SPEAK_EVERY_MS = 5000;
 const MUTES = [60, 600, 86_400];
+const HOVERS = matchMedia("(hover: hover)"); // on a touch screen :hover stays with what was tapped last
 
 export function Comments({ store, moderation, setReply, filter, setFilter, canModerate, canSpeak }) {
   const busy = moderation.busy.value;
@@ -129,7 +130,7 @@ export function Comments({ store, moderation, setReply, filter, setFilter, canMo
             if (list.current.contains(event.relatedTarget)) return;
             if (menu === null) {
               setActive(null);
-              setOver(list.current.matches(":hover"));
+              setOver(HOVERS.matches && list.current.matches(":hover"));
             }
           }}
           onScroll=${(event) => {
@@ -192,7 +193,7 @@ class Row extends Component {
         data-seq=${comment.seq}
         tabindex=${stop ? 0 : -1}
         onFocus=${() => onActive(comment.seq)}
-        onPointerEnter=${(event) => event.pointerType === "mouse" && onActive(comment.seq)}
+        onPointerMove=${(event) => event.pointerType === "mouse" && !active && onActive(comment.seq)}
         onClick=${(event) => event.target.closest("button") || onActive(comment.seq)}
       >
         <p class="line__words">

@@ -1,6 +1,6 @@
 // The sheet: one thing at a time over the stage. Keeps the focus, gives it back, closes by Esc and by its veil.
 
-import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
+import { useId, useLayoutEffect, useRef } from "preact/hooks";
 
 import { Icon, html } from "./dom.js";
 import { said, sheet, toasts } from "./state.js";
@@ -33,7 +33,7 @@ export function Sheet({ title, children, foot, onClose = closeSheet, onBack = nu
     };
   }, []);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const onKey = (event) => {
       if (event.key === "Escape" && !event.isComposing) {
         event.stopPropagation();

@@ -197,8 +197,7 @@ export function Comments() {
     return () => watch.disconnect();
   }, []);
 
-  const onScroll = () => {
-    const scroller = box.current;
+  const onScroll = ({ currentTarget: scroller }) => {
     const end = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_END_PX;
     if (end !== following.value) {
       following.value = end;

@@ -1,0 +1,233 @@
+"""The order book: orders as the tables have them, for their owner, for staff, and locked for a change."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from commerce.offers import in_ms
+from commerce.prices import Candidate
+from membership.actor import Actor, MemberId, OfferId, OrderId, PlanId, ProductId, ShowId, is_id
+from membership.page import Page, check_page
+from membership.refusal import Forbidden, NotFound
+from membership.transaction import Connection
+
+State = Literal["placed", "paid", "cancelled", "expired", "refunded"]
+
+
+class NoSuchOrder(NotFound):
+    """There is no such order."""
+
+
+class OrderLine(Struct, frozen=True, kw_only=True):
+    """One line as it was ordered. A gift line costs nothing."""
+
+    kind: Literal["goods", "gift"]
+    offer: OfferId | None
+    product: ProductId | None
+    name: str
+    quantity: int
+    unit_fen: int
+    line_fen: int
+    gift_value_fen: int
+    winner: str
+    candidates: tuple[Candidate, ...]
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """An order as its owner and staff see it. `returning_fen` is money on its way back."""
+
+    id: OrderId
+    kind: Literal["goods", "plan"]
+    member: MemberId
+    show: ShowId | None
+    state: State
+    currency: str
+    lines: tuple[OrderLine, ...]
+    goods_fen: int
+    freight_fen: int
+    total_fen: int
+    returning_fen: int
+    plan: PlanId | None
+    plan_name: str | None
+    address: dict[str, str] | None
+    placed_at: int  # ms
+    hold_until: int  # ms
+    paid_at: int | None
+    closed_at: int | None
+
+
+class LockedOrder(Struct, frozen=True, kw_only=True):
+    """An order's row, locked until the transaction ends."""
+
+    id: OrderId
+    kind: Literal["goods", "plan"]
+    member: MemberId
+    show: ShowId | None
+    state: State
+    plan: PlanId | None
+    currency: str
+    goods_fen: int
+    freight_fen: int
+    total_fen: int
+    points_bonus_percent: int
+    hold_until: datetime
+    paid_at: datetime | None
+
+
+class OrderBook:
+    """Reads orders. Changing them is for `Orders`."""
+
+    async def get(self, conn: Connection, actor: Actor, order: OrderId) -> Order:
+        """One order. Raises NoSuchOrder, also for somebody else's."""
+        found = await self._one(conn, order)
+        if not owns(actor, found.member, "member.read"):
+            raise NoSuchOrder
+        return found
+
+    async def of_member(
+        self, conn: Connection, member: MemberId, cursor: str | None = None, limit: int = 50
+    ) -> Page[Order]:
+        """The member's orders, newest first."""
+        check_page(cursor, limit)
+        rows = await (
+            await conn.execute(
+                """
+                SELECT id FROM orders
+                WHERE member_id = %(member)s AND (%(cursor)s::uuid IS NULL OR id < %(cursor)s)
+                ORDER BY id DESC LIMIT %(limit)s + 1
+                """,
+                {"member": member, "cursor": cursor, "limit": limit},
+            )
+        ).fetchall()
+        items = await self._read(conn, [row["id"] for row in rows[:limit]])
+        return Page(items, items[-1].id if len(rows) > limit else None)
+
+    async def all(
+        self,
+        conn: Connection,
+        actor: Actor,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        show: ShowId | None = None,
+    ) -> Page[Order]:
+        """Every order in the order of placing, for staff and the shop's server. Raises Forbidden."""
+        if not actor.may("member.read"):
+            raise Forbidden
+        check_page(cursor, limit)
+        rows = await (
+            await conn.execute(
+                """
+                SELECT id FROM orders WHERE (%(cursor)s::uuid IS NULL OR id > %(cursor)s)
+                    AND (%(show)s::text IS NULL OR show_id = %(show)s)
+                ORDER BY id LIMIT %(limit)s + 1
+                """,
+                {"cursor": cursor, "limit": limit, "show": show},
+            )
+        ).fetchall()
+        items = await self._read(conn, [row["id"] for row in rows[:limit]])
+        return Page(items, items[-1].id if len(rows) > limit else None)
+
+    async def lock(self, conn: Connection, order: str) -> LockedOrder | None:
+        """The order's row, locked; None when there is none."""
+        if not is_id(order):
+            return None
+        row = await (await conn.execute("SELECT * FROM orders WHERE id = %s FOR UPDATE", [order])).fetchone()
+        if row is None:
+            return None
+        return LockedOrder(
+            id=OrderId(str(row["id"])),
+            kind=row["kind"],
+            member=MemberId(str(row["member_id"])),
+            show=row["show_id"],
+            state=row["state"],
+            plan=None if row["plan_id"] is None else PlanId(str(row["plan_id"])),
+            currency=row["currency"],
+            goods_fen=row["goods_fen"],
+            freight_fen=row["freight_fen"],
+            total_fen=row["total_fen"],
+            points_bonus_percent=row["points_bonus_percent"],
+            hold_until=row["hold_until"],
+            paid_at=row["paid_at"],
+        )
+
+    async def _one(self, conn: Connection, order: OrderId) -> Order:
+        found = await self._read(conn, [uuid.UUID(order)]) if is_id(order) else ()
+        if not found:
+            raise NoSuchOrder
+        return found[0]
+
+    async def _read(self, conn: Connection, orders: Sequence[uuid.UUID]) -> tuple[Order, ...]:
+        rows = await (
+            await conn.execute(
+                """
+                SELECT o.*, p.name AS plan_name, coalesce((
+                        SELECT sum(r.amount_fen) FROM payments pay
+                        JOIN payment_returns r ON r.payment_id = pay.id
+                        LEFT JOIN payment_returns_done done ON done.return_id = r.id
+                        WHERE pay.order_id = o.id AND done.return_id IS NULL), 0)::bigint AS returning_fen
+                FROM orders o LEFT JOIN plans p ON p.id = o.plan_id WHERE o.id = ANY(%s)
+                """,
+                [list(orders)],
+            )
+        ).fetchall()
+        lines = await (
+            await conn.execute(
+                "SELECT * FROM order_lines WHERE order_id = ANY(%s) ORDER BY order_id, position",
+                [list(orders)],
+            )
+        ).fetchall()
+        of_order: dict[uuid.UUID, list[OrderLine]] = {row["id"]: [] for row in rows}
+        for line in lines:
+            of_order[line["order_id"]].append(_order_line(line))
+        found = {row["id"]: _order(row, of_order[row["id"]]) for row in rows}
+        return tuple(found[order] for order in orders if order in found)
+
+
+def owns(actor: Actor, member: MemberId, permission: Literal["member.read", "member.write"]) -> bool:
+    """Whether an order of this member is the actor's own, or staff's to see or change."""
+    return (actor.kind == "viewer" and actor.member == member) or actor.may(permission)
+
+
+def _order_line(row: dict[str, Any]) -> OrderLine:
+    return OrderLine(
+        kind=row["kind"],
+        offer=None if row["offer_id"] is None else OfferId(str(row["offer_id"])),
+        product=None if row["product_id"] is None else ProductId(str(row["product_id"])),
+        name=row["name"],
+        quantity=row["quantity"],
+        unit_fen=row["unit_fen"],
+        line_fen=row["line_fen"],
+        gift_value_fen=row["gift_value_fen"],
+        winner=row["winner"],
+        candidates=msgspec.convert(row["candidates"], tuple[Candidate, ...]),
+    )
+
+
+def _order(row: dict[str, Any], lines: Sequence[OrderLine]) -> Order:
+    return Order(
+        id=OrderId(str(row["id"])),
+        kind=row["kind"],
+        member=MemberId(str(row["member_id"])),
+        show=row["show_id"],
+        state=row["state"],
+        currency=row["currency"],
+        lines=tuple(lines),
+        goods_fen=row["goods_fen"],
+        freight_fen=row["freight_fen"],
+        total_fen=row["total_fen"],
+        returning_fen=row["returning_fen"],
+        plan=None if row["plan_id"] is None else PlanId(str(row["plan_id"])),
+        plan_name=row["plan_name"],
+        address=row["address"] or None,
+        placed_at=in_ms(row["placed_at"]),
+        hold_until=in_ms(row["hold_until"]),
+        paid_at=None if row["paid_at"] is None else in_ms(row["paid_at"]),
+        closed_at=None if row["closed_at"] is None else in_ms(row["closed_at"]),
+    )
