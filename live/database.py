@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 Pool = AsyncConnectionPool[Connection]
 
+LOCK_MS = 10_000  # a lock waited for longer is a fault, not a queue
+IDLE_MS = 60_000  # of an open transaction without a statement
 COMMAND_S = 1.0  # a script that takes longer is given up, though it may still have run
 CONNECT_S = 3.0
 REDIS_CONNECTIONS = 50  # of one client; a script takes well under 1 ms, so more would only wait in Redis
@@ -78,7 +80,13 @@ def make_pool(url: str, *, size_max: int = 10) -> Pool:
     return AsyncConnectionPool(
         url,
         connection_class=cast("type[Connection]", psycopg.AsyncConnection),
-        kwargs={"row_factory": dict_row, "autocommit": False},
+        kwargs={
+            "row_factory": dict_row,
+            "autocommit": False,
+            "connect_timeout": 5,
+            # A process that stopped in the middle holds up a show no longer than this.
+            "options": f"-c lock_timeout={LOCK_MS} -c idle_in_transaction_session_timeout={IDLE_MS}",
+        },
         min_size=1,
         max_size=size_max,
         max_waiting=1000,

@@ -23,7 +23,7 @@ from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
 from live import protocol as wire
 from live.hub import ShowHub
 from live.socket import Socket
-from membership.actor import Actor, BenefitId, PollId, ShowId, new_id
+from membership.actor import Actor, BenefitId, PollId, ShowId, is_id, new_id
 from membership.behaviour import Record
 from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 
@@ -154,6 +154,8 @@ class Dispatch:
     async def _view(
         self, socket: Socket, actor: Actor, show: ShowId, command: wire.ViewProduct
     ) -> dict[str, Any]:
+        if not is_id(command.product):
+            raise BadRequest("There is no such product.")
         self._record(socket, "click", f"product:{command.product}", 1)
         return {}
 

@@ -166,8 +166,9 @@ async def list_api_keys(ctx: Context) -> Page[ApiKey]:
 
 async def create_api_key(ctx: Context, body: KeyInput) -> KeyMade:
     """Make a key for a shop's server. The secret is shown once."""
-    if "staff.write" in body.permissions and ctx.actor.role != "owner":
-        raise Forbidden("Only an owner gives staff.write to a key.")
+    lacking = (set(body.permissions) - ctx.actor.permissions) | ({"staff.write"} & set(body.permissions))
+    if lacking and ctx.actor.role != "owner":
+        raise Forbidden(f"Only an owner gives a key: {', '.join(sorted(lacking))}.")
     async with ctx.transaction() as t:
         made = await ctx.parts.api_keys.create(t, body.name, body.permissions)
         await ctx.audit(
@@ -188,7 +189,9 @@ class AuditQuery(PageQuery, frozen=True, kw_only=True):
 
 
 async def list_audit(ctx: Context, query: AuditQuery) -> Page[Act]:
-    """Every act of staff and shop servers, newest first."""
+    """Every act of staff and shop servers, newest first. Of the whole shop: not for who is bound to one room."""
+    if ctx.actor.room is not None:
+        raise Forbidden("The audit log is the whole shop's; your account is for one room.")
     async with ctx.reading() as conn:
         return await ctx.parts.audit.list(conn, query.cursor, query.limit, subject=query.subject)
 

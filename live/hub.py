@@ -123,6 +123,7 @@ class ShowHub:
         for state in changes.states:
             before = self.states.get(state.key)
             if before is not None:
+                state.had = before.had | before.bits
                 self._had[state.key] = self._had.get(state.key, 0) | before.bits
             self.states[state.key] = state
             self._changed.add(state.key)
@@ -404,7 +405,12 @@ class ShowHub:
                 return True
             socket.send_shared(data, Kind.PERSONAL)
         socket.at = self.sent
-        states = self.states_for(socket.mask)
+        gone = [
+            msgspec.Raw(_state_message(state, None))
+            for state in self.states.values()
+            if state.had & socket.mask and state.seen_by(socket.mask) is None
+        ]
+        states = [*self.states_for(socket.mask), *gone]
         if states:
             socket.send(wire.frame(msgspec.json.encode(states)), Kind.PERSONAL)
         self.metrics.healed.inc()

@@ -57,6 +57,7 @@ class State(msgspec.Struct):
     version: int
     parts: tuple[Part, ...]
     counts: dict[str, int]
+    had: int = 0  # who had it before, as bits: they are told when it is gone
 
     @property
     def bits(self) -> int:

@@ -247,8 +247,7 @@ class Node:
         socket.looks_only = found.looks_only
         if not in_room(hub.room_audience, socket):
             raise MembersOnly(join=f"/s/{socket.show}")
-        if found.actor.room is not None and not await self.parts.shows.in_room(socket.show, found.actor.room):
-            raise Refusal("This token is for another room.", code="forbidden")
+        await self._same_room(socket, found.actor)
         if hub.status == "ended" and found.actor.kind != "staff":
             raise Refusal("The show has ended.", code="show_ended")
         if found.actor.kind == "staff":
@@ -379,6 +378,11 @@ class Node:
             task.add_done_callback(lambda _: self._missing.pop((hub.show, since.seq), None))
         return await asyncio.shield(task)
 
+    async def _same_room(self, socket: Socket, actor: Actor) -> None:
+        """A token for one room opens no other. Raises a Refusal."""
+        if actor.room is not None and not await self.parts.shows.in_room(ShowId(str(socket.show)), actor.room):
+            raise Refusal("This token is for another room.", code="forbidden")
+
     async def _refresh(self, socket: Socket, command: wire.Refresh) -> None:
         """A new token on the same socket: the same person again, or a guest who signed in."""
         hub = self.hubs.get(socket.show) if socket.show else None
@@ -389,6 +393,7 @@ class Node:
                 raise Refusal("This token is another person's.", code="forbidden")
             if found.actor.kind != "viewer" and (before is None or before.kind != found.actor.kind):
                 raise Refusal("A viewer's socket stays a viewer's.", code="forbidden")
+            await self._same_room(socket, found.actor)
         except Refusal as refusal:
             socket.tell(wire.refused(command.id, refusal))
             return

@@ -35,6 +35,7 @@ DROP = 1_048_576  # bytes waiting: closed 4102
 STALL_S = 5.0  # without progress above the high mark: closed 4102
 COMMANDS_QUEUED_MAX = 16
 FRAMES_AT_ONCE, FRAMES_PER_S = 400, 100  # of a viewer, control frames and fragments too; more is 4504
+FRAGMENTS_MAX = 64  # of one command; empty ones count too
 STRIKES_MAX = 5  # undecodable frames before 4504
 CLOSE_WAIT_S = 5.0  # for the peer's close frame
 
@@ -253,6 +254,9 @@ class Socket(asyncio.Protocol):
             if first:
                 self.partial = []
             if self.partial is None:
+                return
+            if len(self.partial) >= FRAGMENTS_MAX:
+                self.close(wire.BAD_PROTOCOL)
                 return
             self.partial.append(data)
             if not fin:

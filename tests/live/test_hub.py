@@ -222,6 +222,21 @@ async def test_a_slow_viewer_skips_what_is_of_the_moment_then_events_and_is_heal
     assert client.states["presence"][1] == {"counts": {"viewers": 2}}
 
 
+async def test_a_slow_viewer_is_told_what_went_while_it_was_skipped() -> None:
+    offer = State(key="offer:1", version=1, parts=(Part(a=0, d={"left": 3}),), counts={})
+    secret = State(key="offer:2", version=1, parts=(Part(a=1, d={"left": 3}),), counts={})
+    hub = make_hub(states=[offer, secret], version=1)
+    slow = enter(hub, GUEST)
+    slow.transport.waiting = STATE_ONLY + 1
+    hub.receive([entry(1)])
+    hub.apply(changes(version=2, states=[State("offer:1", 2, (), {}), State("offer:2", 2, (), {})]))
+    await flushed(hub)
+    assert slow.transport.frames == []
+    slow.transport.waiting = 0
+    assert hub.heal(slow.socket)
+    assert [(m["key"], m["data"]) for m in slow.messages() if m["type"] == "state"] == [("offer:1", None)]
+
+
 async def test_a_viewer_over_the_last_mark_is_closed_as_slow() -> None:
     hub = make_hub()
     slow = enter(hub, GUEST)

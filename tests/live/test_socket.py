@@ -16,7 +16,7 @@ from live import protocol as wire
 from live.rounds import HELLO_WAIT_S
 from live.server import HEADER_BYTES_MAX
 from live.socket import FRAMES_AT_ONCE
-from membership.actor import Actor, ShowId
+from membership.actor import Actor, ShowId, new_id
 from membership.audience import PLAN_MEMBERS
 from tests.live.serving import Seat, Served
 
@@ -208,7 +208,7 @@ async def test_html_in_a_comment_and_a_nickname_travels_as_text(served: Served) 
 async def test_commands_above_the_rate_are_refused_and_not_done(served: Served) -> None:
     seat = await served.enter(await served.make_show())
     for number in range(40):
-        await seat.send({"type": "product.view", "id": 100 + number, "product": "p"})
+        await seat.send({"type": "product.view", "id": 100 + number, "product": new_id()})
     answers = [await seat.until(lambda m, n=n: m.get("id") == 100 + n) for n in range(40)]
     assert [a["type"] for a in answers[:19]] == ["ok"] * 19  # hello was the first of the twenty
     assert {a.get("code") for a in answers[30:]} == {"rate_limited"}
