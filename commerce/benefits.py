@@ -489,16 +489,14 @@ class Benefits:
             [TOLD_GRACE_S, show, TEND_AFTER_CLOSE_S],
         )
         put = 0
+        told: list[tuple[int, BenefitId]] = []
         for row in await found.fetchall():
             benefit = BenefitId(str(row["id"]))
             generation, version, *_ = await self._read(show, benefit_keys(benefit), [benefit])
             lost = not generation or int(generation) != row["generation"]
             if not lost and version >= row["version"]:
                 if row["told_version"] < row["version"]:
-                    await t.conn.execute(
-                        "UPDATE benefits SET told_version = greatest(told_version, %s) WHERE id = %s",
-                        [row["version"], benefit],
-                    )
+                    told.append((row["version"], benefit))
             elif at_once or not row["young"]:
                 if lost:
                     await lock_show(t.conn, show)
@@ -511,6 +509,11 @@ class Benefits:
                     )
                 await self._put_after(t, benefit, told=row["told_version"] >= row["version"])
                 put += 1
+        for version, benefit in told:  # last: the show's lock comes before the rows, as in a payment
+            await t.conn.execute(
+                "UPDATE benefits SET told_version = greatest(told_version, %s) WHERE id = %s",
+                [version, benefit],
+            )
         return put
 
     # --- parts ---

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from commerce.benefits import ms
 from commerce.offers import in_ms
 from commerce.prices import Candidate
 from membership.actor import Actor, MemberId, OfferId, OrderId, PlanId, ProductId, ShowId, is_id
@@ -40,7 +41,11 @@ class OrderLine(Struct, frozen=True, kw_only=True):
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """An order as its owner and staff see it. `returning_fen` is money on its way back."""
+    """An order as its owner and staff see it. `returning_fen` is money on its way back.
+
+    `refund_until` (ms): until then its owner may have the money back by one tap, as the plan came late and
+    without its gift.
+    """
 
     id: OrderId
     kind: Literal["goods", "plan"]
@@ -60,6 +65,7 @@ class Order(Struct, frozen=True, kw_only=True):
     hold_until: int  # ms
     paid_at: int | None
     closed_at: int | None
+    refund_until: int | None
 
 
 class LockedOrder(Struct, frozen=True, kw_only=True):
@@ -171,7 +177,10 @@ class OrderBook:
                         SELECT sum(r.amount_fen) FROM payments pay
                         JOIN payment_returns r ON r.payment_id = pay.id
                         LEFT JOIN payment_returns_done done ON done.return_id = r.id
-                        WHERE pay.order_id = o.id AND done.return_id IS NULL), 0)::bigint AS returning_fen
+                        WHERE pay.order_id = o.id AND done.return_id IS NULL), 0)::bigint AS returning_fen,
+                    (SELECT m.refund_until FROM payments pay
+                        JOIN benefit_misses m ON m.payment_id = pay.id
+                        WHERE pay.order_id = o.id AND pay.outcome = 'accepted') AS refund_until
                 FROM orders o LEFT JOIN plans p ON p.id = o.plan_id WHERE o.id = ANY(%s)
                 """,
                 [list(orders)],
@@ -230,4 +239,5 @@ def _order(row: dict[str, Any], lines: Sequence[OrderLine]) -> Order:
         hold_until=in_ms(row["hold_until"]),
         paid_at=None if row["paid_at"] is None else in_ms(row["paid_at"]),
         closed_at=None if row["closed_at"] is None else in_ms(row["closed_at"]),
+        refund_until=None if row["refund_until"] is None else ms(row["refund_until"]),
     )

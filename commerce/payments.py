@@ -1,5 +1,8 @@
 """Payments: a page at the provider, and the record of the money that came.
 
+A page is made in three steps, so that no SQL transaction is open while the provider is called: `start`, the
+call, `keep_page`. The outermost room runs them.
+
 Recording is one SQL transaction: the payment's row, the order's state, stock or plan or seat, and points
 stand or fall together. Each provider reference is recorded once; what came wrongly or too late is kept and
 marked, never dropped. What is to go back is a row, and so is the proof that it went.
@@ -127,50 +130,70 @@ class Payments:
         self._seats = seats
         self._notices = notices
 
-    async def start(self, t: Transaction, actor: Actor, order: OrderId) -> str:
-        """The address of the page where this order is paid. Started again, it is the same payment.
+    async def start(self, t: Transaction, actor: Actor, order: OrderId) -> PaymentRequest | str:
+        """Begin a payment: what to ask the provider for once this is committed, or the page there already is.
 
-        The first start lowers the order to now's price when that is lower; the hold is not renewed.
-        Raises NoSuchOrder (also somebody else's), OrderClosed (paid, over, its hold run out), Unavailable.
+        The first start lowers the order to now's price when that is lower; from then on the amount stands,
+        so that every call, also one after a crash, asks for the same payment. The hold is not renewed.
+        Raises NoSuchOrder (also somebody else's), OrderClosed (paid, over, its hold run out).
         """
         locked = await self._orders.lock(t.conn, order)
         if locked is None or actor.kind != "viewer" or locked.member != actor.member:
             raise NoSuchOrder
-        clock = await (
+        row = await (
             await t.conn.execute(
                 """
-                SELECT %s <= clock_timestamp() AS over, EXISTS (
-                    SELECT 1 FROM payment_starts WHERE order_id = %s) AS started
+                SELECT %(hold)s <= clock_timestamp() AS over,
+                    EXISTS (SELECT 1 FROM payment_starts WHERE order_id = %(order)s) AS started,
+                    (SELECT url FROM payment_starts WHERE order_id = %(order)s AND provider = %(provider)s)
                 """,
-                [locked.hold_until, locked.id],
+                {"hold": locked.hold_until, "order": locked.id, "provider": self._provider.name},
             )
         ).fetchone()
-        assert clock is not None
-        if locked.state != "placed" or clock["over"]:
+        assert row is not None
+        if locked.state != "placed" or row["over"]:
             raise OrderClosed
+        if row["url"] is not None:
+            return str(row["url"])
         amount_fen = locked.total_fen
-        if not clock["started"]:
+        if not row["started"]:
             amount_fen = await self._orders.lower_to_now(t, actor, locked)
-        page = await self._provider.create(
-            PaymentRequest(
-                order=locked.id,
-                kind=locked.kind,
-                show=locked.show,
-                member=locked.member,
-                amount_fen=amount_fen,
-                currency=locked.currency,
-                description=await self._describe(t.conn, locked),
-                hold_until=in_ms(locked.hold_until),
-            )
-        )
         await t.conn.execute(
             """
-            INSERT INTO payment_starts (provider, ref, order_id, amount_fen, url) VALUES (%s, %s, %s, %s, %s)
-            ON CONFLICT (provider, ref) DO NOTHING
+            INSERT INTO payment_starts (provider, order_id, amount_fen) VALUES (%s, %s, %s)
+            ON CONFLICT (provider, order_id) DO NOTHING
             """,
-            [self._provider.name, page.ref, locked.id, amount_fen, page.url],
+            [self._provider.name, locked.id, amount_fen],
         )
-        return page.url
+        return PaymentRequest(
+            order=locked.id,
+            kind=locked.kind,
+            show=locked.show,
+            member=locked.member,
+            amount_fen=amount_fen,
+            currency=locked.currency,
+            description=await self._describe(t.conn, locked),
+            hold_until=in_ms(locked.hold_until),
+        )
+
+    async def keep_page(self, t: Transaction, order: OrderId, page: PaymentPage) -> str | None:
+        """Keep the page the provider made; the first one kept stands. Returns its address.
+
+        None when the order was paid, given up or its hold ran out during the call: nobody is to be sent
+        there. The page is kept even so, and money on it would be asked for.
+        """
+        row = await (
+            await t.conn.execute(
+                """
+                UPDATE payment_starts s SET ref = coalesce(s.ref, %s), url = coalesce(s.url, %s)
+                FROM orders o WHERE o.id = s.order_id AND s.order_id = %s AND s.provider = %s
+                RETURNING s.url, o.state = 'placed' AND o.hold_until > clock_timestamp() AS open
+                """,
+                [page.ref, page.url, order, self._provider.name],
+            )
+        ).fetchone()
+        assert row is not None, "a page is kept for a payment that was started"
+        return str(row["url"]) if row["open"] else None
 
     async def record(
         self,
@@ -289,14 +312,15 @@ class Payments:
     async def ask_due(self, database: Transactions, limit: int = 50, *, after_s: float = ASK_AFTER_S) -> int:
         """Ask the provider for payments whose webhook did not come. Returns how many were recorded.
 
-        Also where the order was cancelled or paid otherwise since: such money is to go back.
+        Also where the order was cancelled or paid otherwise since: such money is to go back. A start without
+        a page is passed over: nobody was sent to pay there, and a webhook needs no page to be recorded.
         """
         async with database.transaction() as t:
             rows = await (
                 await t.conn.execute(
                     """
                     SELECT s.ref FROM payment_starts s
-                    WHERE s.provider = %s
+                    WHERE s.provider = %s AND s.ref IS NOT NULL
                       AND s.started_at < clock_timestamp() - make_interval(secs => %s)
                       AND s.started_at > clock_timestamp() - make_interval(hours => %s)
                       AND NOT EXISTS (

@@ -147,16 +147,17 @@ class Seats:
         if benefit is None or not may_have(benefit.audience, actor.facts):
             return None
         keys = benefit_keys(benefit.id)
-        word, until, change = await self._hold(show, keys, [benefit.id, member])
+        token = secrets.token_hex(8)
+
+        async def undo() -> None:
+            await self._release(show, keys, [benefit.id, member, "undo", token])
+
+        t.on_rollback(undo)  # first: a call that is not answered may have taken the seat
+        word, until, change = await self._hold(show, keys, [benefit.id, member, token])
         status = word.decode()
         if status == "closed":
             return None
         if status == "held":
-
-            async def undo() -> None:
-                await self._release(show, keys, [benefit.id, member, "undo"])
-
-            t.on_rollback(undo)
             await self._write(t.conn, benefit.id, [_Change(int(change), member, "held", until.decode(), "")])
         return SeatStatus(
             benefit=benefit.id,
@@ -179,13 +180,13 @@ class Seats:
         """Rank a first paid start of a plan whose verified payment this transaction records.
 
         None: the plan without the gift (see `missed`), or no benefit. The same payment again gives the same
-        claim. Everybody is told after the commit. Raises Unavailable when the seats cannot be asked: record
+        answer. Everybody is told after the commit. Raises Unavailable when the seats cannot be asked: record
         it again later.
         """
         conn = t.conn
         await lock_show(conn, show)
         before = await self._claim_by_payment(conn, payment)
-        if before is not None:
+        if before is not None or await self.missed(conn, payment) is not None:
             return before
         await conn.execute(
             """
@@ -196,6 +197,7 @@ class Seats:
             [member, payment, show],
         )
         benefits = await self._held_benefits(conn, show, member)
+        gone = await self._gone_benefit(conn, show, member)
         opened = await self._open_benefit(conn, show)
         if (
             opened is not None
@@ -203,11 +205,11 @@ class Seats:
             and may_have(opened.audience, await self._facts_of(conn, member))
         ):
             benefits.append(opened)
-        missed: tuple[Benefit, MissedWhy, bool] | None = None
+        missed: tuple[Benefit, MissedWhy, bool] | None = (gone, "closed", True) if gone else None
         for benefit in benefits:
             if await self._claimed_as(conn, benefit.id, member, payer):
                 self._release_after(t, benefit, member)
-                missed = benefit, "already_claimed", False
+                missed = missed if missed and missed[2] else (benefit, "already_claimed", False)
                 continue
             token = secrets.token_hex(8)
             decision = await self.reserve_for_payment(benefit, member, token)
@@ -216,7 +218,8 @@ class Seats:
                 return await self._rank(t, benefit, member, payment, decision.generation)
             if decision.word == "confirmed":  # Redis knows a claim that the tables do not
                 raise Unavailable(retry_ms=2000)
-            missed = benefit, decision.word, decision.had
+            if decision.had or missed is None or not missed[2]:  # late money for one is late money
+                missed = benefit, decision.word, decision.had
         if missed is not None:
             await self._miss(t, member, payment, *missed)
         return None
@@ -250,15 +253,13 @@ class Seats:
 
     async def missed(self, conn: Connection, payment: PaymentId) -> Missed | None:
         """Why this payment brought the plan without the gift; None when it missed nothing."""
-        found = await conn.execute(
-            "SELECT * FROM show_joins WHERE payment_id = %s AND missed IS NOT NULL", [payment]
-        )
+        found = await conn.execute("SELECT * FROM benefit_misses WHERE payment_id = %s", [payment])
         row = await found.fetchone()
         if row is None:
             return None
         return Missed(
-            benefit=BenefitId(str(row["missed"])),
-            why=row["missed_why"],
+            benefit=BenefitId(str(row["benefit_id"])),
+            why=row["why"],
             refund_until=ms(row["refund_until"]) if row["refund_until"] else None,
         )
 
@@ -308,10 +309,18 @@ class Seats:
 
         Each second, by any number of processes: one at a time works on a show, the others have nothing to do.
         """
+        left: list[tuple[Benefit, Sequence[bytes]]] = []
         async with self._transactions() as t:
-            return await self._sweep_show(t, show)
+            swept = await self._sweep_show(t, show, left)
+        for benefit, settling in left:
+            # On its own: a payment holds the show's lock before it writes a seat, never the other way round.
+            async with self._transactions() as t:
+                await self._settle_left(t, benefit, settling)
+        return swept
 
-    async def _sweep_show(self, t: Transaction, show: ShowId) -> Swept:
+    async def _sweep_show(
+        self, t: Transaction, show: ShowId, left: list[tuple[Benefit, Sequence[bytes]]]
+    ) -> Swept:
         found = await t.conn.execute(
             "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 8)) AS mine", [f"sweep:{show}"]
         )
@@ -330,12 +339,15 @@ class Seats:
         lapsed = served = 0
         for row in await found.fetchall():
             terms = await read_terms(t.conn, BenefitId(str(row["id"])))
-            swept = await self._sweep_one(t, terms)
+            swept = await self._sweep_one(t, terms, left)
             lapsed += swept.lapsed
             served += swept.served
         return Swept(lapsed, served)
 
-    async def _sweep_one(self, t: Transaction, benefit: Benefit) -> Swept:
+    async def _sweep_one(
+        self, t: Transaction, benefit: Benefit, left: list[tuple[Benefit, Sequence[bytes]]]
+    ) -> Swept:
+        """Adds to `left` who is still settling after the time of grace."""
         keys = benefit_keys(benefit.id)
         generation, _, lapsed, served, outbox, settling = await self._sweep(
             benefit.show, keys, [benefit.id, OUTBOX_PAGE, SETTLING_GRACE_MS]
@@ -358,7 +370,7 @@ class Seats:
 
             t.after_commit(tell)
         if settling:
-            await self._settle_left(t, benefit, settling[::2])
+            left.append((benefit, settling[::2]))
         await self._announcer.announce_left(t, benefit)
         return Swept(lapsed, served)
 
@@ -439,12 +451,12 @@ class Seats:
         """The plan without the gift: kept, and told at once."""
         found = await t.conn.execute(
             """
-            UPDATE show_joins SET missed = %s, missed_why = %s,
-                refund_until = CASE WHEN %s THEN recorded_at + make_interval(hours => %s) END
-            WHERE payment_id = %s
+            INSERT INTO benefit_misses (payment_id, benefit_id, why, refund_until, recorded_at)
+            SELECT %s, %s, %s, CASE WHEN %s THEN now + make_interval(hours => %s) END, now
+            FROM clock_timestamp() AS now
             RETURNING refund_until
             """,
-            [benefit.id, why, late, REFUND_H, payment],
+            [payment, benefit.id, why, late, REFUND_H],
         )
         row = await found.fetchone()
         until = ms(row["refund_until"]) if row and row["refund_until"] else None
@@ -506,11 +518,31 @@ class Seats:
             """
             SELECT b.id FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
             WHERE s.member_id = %s AND s.state = 'held' AND b.show_id = %s
+              AND (b.status <> 'closed' OR s.until > clock_timestamp() - make_interval(secs => %s))
             ORDER BY s.until DESC
             """,
-            [member, show],
+            [member, show, TEND_AFTER_CLOSE_S],
         )
         return [await read_terms(conn, BenefitId(str(row["id"]))) for row in await found.fetchall()]
+
+    async def _gone_benefit(self, conn: Connection, show: ShowId, member: MemberId) -> Benefit | None:
+        """The last one closed in which the member's seat lapsed or was given back: it gives no more seats.
+
+        Needs no Redis: late money may come when a show's keys are gone. So may a hold that ran out while its
+        benefit was no longer tended, and that nobody noted as lapsed.
+        """
+        found = await conn.execute(
+            """
+            SELECT b.id FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
+            WHERE s.member_id = %s AND b.show_id = %s AND b.status = 'closed'
+              AND (s.state IN ('lapsed', 'released') OR (
+                  s.state = 'held' AND s.until <= clock_timestamp() - make_interval(secs => %s)))
+            ORDER BY b.closed_at DESC LIMIT 1
+            """,
+            [member, show, TEND_AFTER_CLOSE_S],
+        )
+        row = await found.fetchone()
+        return None if row is None else await read_terms(conn, BenefitId(str(row["id"])))
 
     async def _claimed_as(self, conn: Connection, benefit: BenefitId, member: MemberId, payer: str) -> bool:
         """One person by member, by payer, and by the phone they had when they claimed."""

@@ -11,7 +11,9 @@ from msgspec import Meta
 
 from chat.comments import badge_of
 from commerce.messages import LINES_MAX, LineInput, PlaceOrder
-from commerce.orders import Order, Placed
+from commerce.order_announcer import Transactions
+from commerce.orders import Order, OrderClosed, Placed
+from commerce.payments import PaymentProvider, Payments
 from commerce.prices import Quote
 from commerce.seats import SeatStatus
 from live.http import (
@@ -324,6 +326,28 @@ def _needed_key(ctx: Context, body_key: str | None) -> str:
     return key
 
 
+async def make_payment_page(
+    database: Transactions, payments: Payments, provider: PaymentProvider, actor: Actor, order: OrderId
+) -> str:
+    """The address where the order is paid. No transaction is open while the provider is called: a slow one
+    would hold the order's row and a connection."""
+    async with database.transaction() as t:
+        started = await payments.start(t, actor, order)
+    if isinstance(started, str):
+        return started
+    page = await provider.create(started)
+    async with database.transaction() as t:
+        url = await payments.keep_page(t, started.order, page)
+    if url is None:
+        raise OrderClosed
+    return url
+
+
+async def _payment_page(ctx: Context, order: OrderId) -> str:
+    parts = ctx.parts
+    return await make_payment_page(parts.database, parts.payments, parts.provider, ctx.actor, order)
+
+
 async def join_plan(ctx: Context, body: JoinBody) -> Joining:
     """Order a plan and start its payment. A seat of tonight's benefit is held for five minutes from here.
 
@@ -335,8 +359,7 @@ async def join_plan(ctx: Context, body: JoinBody) -> Joining:
         if show is not None:
             await ctx.parts.shows.get(t.conn, show)
         placed = await ctx.parts.orders.place_plan(t, ctx.actor, PlanId(body.plan), show, key)
-    async with ctx.transaction() as t:
-        url = await ctx.parts.payments.start(t, ctx.actor, placed.order)
+    url = await _payment_page(ctx, placed.order)
     return Joining(order=placed, payment_url=url, seat=placed.seat)
 
 
@@ -377,9 +400,7 @@ async def read_my_order(ctx: Context) -> Order:
 
 async def start_payment(ctx: Context) -> PaymentPageAnswer:
     """The page where the order is paid. Asked again, it is the same payment; the hold is not renewed."""
-    async with ctx.transaction() as t:
-        url = await ctx.parts.payments.start(t, ctx.actor, OrderId(ctx.path["order"]))
-    return PaymentPageAnswer(payment_url=url)
+    return PaymentPageAnswer(payment_url=await _payment_page(ctx, OrderId(ctx.path["order"])))
 
 
 async def cancel_my_order(ctx: Context) -> Order:

@@ -380,7 +380,9 @@ class Node:
 
     async def _same_room(self, socket: Socket, actor: Actor) -> None:
         """A token for one room opens no other. Raises a Refusal."""
-        if actor.room is not None and not await self.parts.shows.in_room(ShowId(str(socket.show)), actor.room):
+        if actor.room is not None and not await self.parts.shows.in_room(
+            ShowId(str(socket.show)), actor.room
+        ):
             raise Refusal("This token is for another room.", code="forbidden")
 
     async def _refresh(self, socket: Socket, command: wire.Refresh) -> None:

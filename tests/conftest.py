@@ -78,7 +78,7 @@ def fresh_database_url(engines: Addresses, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(engines.database_url, autocommit=True) as conn:
         conn.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(name), sql.Identifier(template))
         )
         yield database_url(engines, name)
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -101,15 +101,18 @@ CREATE TABLE order_lines (
 CREATE INDEX order_lines_by_product ON order_lines (product_id, order_id);
 CREATE INDEX order_lines_by_offer ON order_lines (offer_id, order_id);
 
--- Payments begun at a provider, so that a lost webhook can be asked for.
+-- Payments begun at a provider, so that a lost webhook can be asked for. Written before the provider is
+-- called: without a page, the call failed, is under way, or was cut off by a crash; the next start repeats it.
 CREATE TABLE payment_starts (
     provider    text NOT NULL,
-    ref         text NOT NULL,
     order_id    uuid NOT NULL REFERENCES orders (id),
     amount_fen  bigint NOT NULL,
-    url         text NOT NULL,
+    ref         text,
+    url         text,
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (provider, ref)
+    PRIMARY KEY (provider, order_id),
+    UNIQUE (provider, ref),
+    CHECK ((ref IS NULL) = (url IS NULL))
 );
 CREATE INDEX payment_starts_of_order ON payment_starts (order_id);
 

@@ -41,14 +41,18 @@ CREATE TABLE show_joins (
     member_id     uuid NOT NULL REFERENCES members (id),
     payment_id    uuid NOT NULL UNIQUE REFERENCES payments (id),
     recorded_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- The plan without the gift: which benefit was missed and why; a full refund by one tap until then.
-    missed        uuid REFERENCES benefits (id),
-    missed_why    text CHECK (missed_why IN ('sold_out', 'reserved_out', 'closed', 'already_claimed')),
-    refund_until  timestamptz,
-    refunded_at   timestamptz,
-    CHECK ((missed IS NULL) = (missed_why IS NULL))
+    refunded_at   timestamptz
 );
 CREATE INDEX show_joins_of_show ON show_joins (show_id, ordinal);
+
+-- Payments that brought the plan without the gift, in the show or after it: which benefit was missed and why.
+CREATE TABLE benefit_misses (
+    payment_id    uuid PRIMARY KEY REFERENCES payments (id),
+    benefit_id    uuid NOT NULL REFERENCES benefits (id),
+    why           text NOT NULL CHECK (why IN ('sold_out', 'reserved_out', 'closed', 'already_claimed')),
+    refund_until  timestamptz,                         -- a full refund by one tap until then
+    recorded_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
 
 CREATE TABLE benefit_claims (
     id            uuid PRIMARY KEY,

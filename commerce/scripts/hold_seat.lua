@@ -2,7 +2,7 @@
 -- Takes a seat for a member who starts to pay: once per person and benefit, never renewed.
 --
 -- KEYS  as in seats.lua
--- ARGV  1 id · 2 member
+-- ARGV  1 id · 2 member · 3 token of this call, for its undo
 -- Returns {'ok', status, until ms or '', change number or ''}; status is held (taken now), holding (has one already),
 --         settling, confirmed, lapsed (had one before), paused, closed, reserved_out or sold_out
 -- All or none.
@@ -22,4 +22,4 @@ if redis.call('SISMEMBER', HAD, member) == 1 then return answer('lapsed') end
 local word = shut()
 if word ~= '' then return answer(word) end
 if free_seats() <= 0 then return answer(full()) end
-return answer('held', hold(member, 'held'))
+return answer('held', hold(member, 'held', ARGV[3]))

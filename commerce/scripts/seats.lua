@@ -2,7 +2,8 @@
 --
 -- KEYS (after the spine)
 --   8 benefit:<id>           hash: generation, show (META.generation when built), version, status, reason, quota, needs,
---                            per_person, bit, closes_at (ms or ''), seat_ms, confirmed, ranked, changes, freed, sold_told
+--                            per_person, bit, closes_at (ms or ''), seat_ms, confirmed, ranked, changes, freed, sold_told;
+--                            'took:<member>': token of the call that took the seat now held
 --   9 benefit:<id>:claims    hash: member -> '37' or '37,41', ranks decided or confirmed
 --  10 benefit:<id>:held      zset: member -> until (ms)
 --  11 benefit:<id>:settling  hash: decided, its row not yet known to be committed. needs join: member ->
@@ -58,18 +59,25 @@ local function tell(member, state, until_ms, place)
   return change
 end
 
-local function hold(member, state)
+local function hold(member, state, token)
   local until_ms = NOW + number('seat_ms')
   redis.call('ZADD', HELD, string.format('%.0f', until_ms), member)
+  if token then redis.call('HSET', B, 'took:' .. member, token) end
   redis.call('SADD', HAD, member)
   return until_ms, tell(member, state, until_ms)
+end
+
+-- The member's held seat is held no more. Returns 1, or 0 when none was.
+local function let_go(member)
+  redis.call('HDEL', B, 'took:' .. member)
+  return redis.call('ZREM', HELD, member)
 end
 
 -- Seats whose time is over come back; then the queue's heads get what is free, in order. Returns how many of each.
 local function sweep()
   local lapsed, served = 0, 0
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', HELD, '-inf', string.format('%.0f', NOW))) do
-    redis.call('ZREM', HELD, member)
+    let_go(member)
     redis.call('HINCRBY', B, 'freed', 1)
     tell(member, 'lapsed')
     lapsed = lapsed + 1

@@ -13,7 +13,7 @@ local function answer(word)
   return {'ok', word, terms.generation, redis.call('SISMEMBER', HAD, member)}
 end
 local function settle(until_ms, place)
-  redis.call('ZREM', HELD, member)
+  let_go(member)
   redis.call('ZREM', QUEUE, member)
   redis.call('HSET', SETTLING, member, string.format('%.0f|%s|%s|%s', NOW, until_ms, place, ARGV[3]))
   return answer('settling')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -11,7 +11,7 @@ from psycopg import sql
 from redis import Redis
 
 from live.engines import Addresses
-from tests.browser.stage import DESK, FLAGS, INSTALL, PHONE, People, Shop, find_chromium, serve_shop
+from tests.browser.stage import DESK, FLAGS, INSTALL, PHONE, People, Peopled, Shop, find_chromium, serve_shop
 from tests.conftest import database_url
 
 
@@ -30,7 +30,7 @@ def shop(engines: Addresses, template: str, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="package")
-def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """The system's Chromium. While it runs this thread has an event loop: what needs its own comes before."""
     executable = find_chromium()
     if executable is None:
@@ -54,7 +54,7 @@ def people(shop: Shop, browser: Browser, size: str) -> Iterator[People]:
 
 
 @pytest.fixture
-def one_size(shop: Shop, browser: Browser) -> Iterator[Callable[[str], People]]:
+def one_size(shop: Shop, browser: Browser) -> Iterator[Peopled]:
     """For what does not depend on the window: the size is said by the test."""
     made: list[People] = []
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -250,6 +250,9 @@ class People:
             context.close()
         if self.complaints:
             raise AssertionError("the browser complained:\n" + "\n".join(self.complaints))
+
+
+Peopled = Callable[[str], People]  # the people of a test that says its size itself
 
 
 def moving(page: Page) -> None:

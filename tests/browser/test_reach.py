@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from playwright.sync_api import Page, expect
 
-from tests.browser.stage import DESK, NARROW, PHONE, People, Shop, moving, nameless, sideways, sign_in
-
-Peopled = Callable[[str], People]
+from tests.browser.stage import DESK, NARROW, PHONE, Peopled, Shop, moving, nameless, sideways, sign_in
 
 
 def check(page: Page, place: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.stage import People, Shop, moving, pay_in_sandbox, sign_in
+from tests.browser.stage import PHONE, People, Peopled, Shop, moving, pay_in_sandbox, sign_in
 
 
 def card(page: Page, name: str) -> Locator:
@@ -144,12 +144,12 @@ def test_an_order_with_its_address_is_paid_and_found_again(people: People, shop:
     expect(orders).to_contain_text("浓香菜籽油 1.8L")
 
 
-def test_an_order_left_unpaid_stays_at_hand_until_its_time(people: People, shop: Shop) -> None:
+def test_an_order_left_unpaid_stays_at_hand_until_its_time(one_size: Peopled, shop: Shop) -> None:
     show = shop.make_show()
     shop.run_cues(show, "A")
     token = shop.member("赵六")
     shop.buy(token, show, paid=False)
-    page = people.viewer(show, token=token)
+    page = one_size(PHONE).viewer(show, token=token)
     waiting = card(page, "待付款")
     expect(waiting).to_contain_text("有机大米 5kg")
     expect(waiting.get_by_role("timer")).to_contain_text("9:")

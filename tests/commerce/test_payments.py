@@ -11,8 +11,10 @@ import pytest
 from commerce.benefits import BenefitInput, Benefits
 from commerce.order_book import NoSuchOrder
 from commerce.orders import NotPaid, OrderClosed, Placed
-from commerce.payments import FoundPayment, Recorded, RefundOver
+from commerce.payments import FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
 from commerce.products import ProductPatch
+from live.database import Database, make_pool
+from live.handlers_viewer import make_payment_page
 from membership.actor import Actor, OrderId, ShowId, new_id
 from membership.plans import Plan
 from membership.refusal import BadRequest, Forbidden, Unavailable
@@ -25,6 +27,10 @@ pytestmark = pytest.mark.anyio
 async def bought(shop: Shop, show: ShowId, **product: Any) -> tuple[Actor, Placed, Any]:
     buyer, thing = await shop.buyer(), await shop.product(**product)
     return buyer, await shop.buy(buyer, show, (await shop.open(show, thing), 1)), thing
+
+
+async def page_of(shop: Shop, actor: Actor, order: OrderId) -> str:
+    return await make_payment_page(shop.database, shop.payments, shop.provider, actor, order)
 
 
 async def state(shop: Shop, order: OrderId) -> str:
@@ -46,8 +52,7 @@ async def open_gift(shop: Shop, show: ShowId, quota: int = 1) -> Benefits:
 async def test_a_payment_is_started_at_the_orders_total(shop: Shop, make_show: MakeShow) -> None:
     show = await make_show()
     buyer, placed, _ = await bought(shop, show)
-    async with shop.tx() as t:
-        url = await shop.payments.start(t, buyer, placed.order)
+    url = await page_of(shop, buyer, placed.order)
     (request,) = shop.provider.asked
     assert (request.order, request.amount_fen, request.currency) == (placed.order, 12_800, "CNY")
     assert (request.description, request.show, request.hold_until) == (
@@ -56,9 +61,9 @@ async def test_a_payment_is_started_at_the_orders_total(shop: Shop, make_show: M
         placed.hold_until,
     )
     assert url == f"http://pay.test/ref-{placed.order}-12800"
-    async with shop.tx() as t:
-        assert await shop.payments.start(t, buyer, placed.order) == url
+    assert await page_of(shop, buyer, placed.order) == url
     assert len(await shop.rows("SELECT ref FROM payment_starts")) == 1
+    assert len(shop.provider.asked) == 1  # the page is known
 
 
 async def test_only_an_open_order_is_paid(shop: Shop, make_show: MakeShow) -> None:
@@ -85,8 +90,7 @@ async def test_at_payment_the_lower_of_the_order_and_now_is_asked(shop: Shop, ma
     assert placed.total_fen == 5_800
     async with shop.tx() as t:
         await shop.plans.start_trial(t, buyer.member, plan.id, "13900000000")  # type: ignore[arg-type]
-    async with shop.tx() as t:
-        await shop.payments.start(t, await shop.again(buyer), placed.order)
+    await page_of(shop, await shop.again(buyer), placed.order)
     assert shop.provider.asked[-1].amount_fen == 4_500  # the member's price, and free freight
     async with shop.tx() as t:
         order = await shop.orders.get(t.conn, buyer, placed.order)
@@ -102,11 +106,15 @@ async def test_a_price_that_rose_or_fell_after_the_start_changes_nothing(
     for list_fen in (20_000, 10_000):
         async with shop.tx() as t:
             await shop.products.update(t, OPERATOR, rice.id, ProductPatch(list_fen=list_fen))
-            await shop.payments.start(t, buyer, placed.order)
-    assert {request.amount_fen for request in shop.provider.asked} == {12_800}
+        async with shop.tx() as t:
+            request = await shop.payments.start(t, buyer, placed.order)  # as if each stopped before its call
+        assert isinstance(request, PaymentRequest)
+        assert request.amount_fen == 12_800
+    await page_of(shop, buyer, placed.order)
+    assert [request.amount_fen for request in shop.provider.asked] == [12_800]
 
 
-async def test_a_provider_that_is_away_starts_nothing(
+async def test_a_provider_that_is_away_is_called_again_at_the_next_start(
     shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     show = await make_show()
@@ -115,11 +123,69 @@ async def test_a_provider_that_is_away_starts_nothing(
     async def away(request: Any) -> Any:
         raise Unavailable
 
-    monkeypatch.setattr(shop.provider, "create", away)
-    with pytest.raises(Unavailable):
-        async with shop.tx() as t:
-            await shop.payments.start(t, buyer, placed.order)
-    assert await shop.rows("SELECT ref FROM payment_starts") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.provider, "create", away)
+        with pytest.raises(Unavailable):
+            await page_of(shop, buyer, placed.order)
+    assert await shop.rows("SELECT ref, url FROM payment_starts") == [{"ref": None, "url": None}]
+    assert await shop.payments.ask_due(shop.database, after_s=0) == 0  # there is no page to ask for
+    url = await page_of(shop, buyer, placed.order)
+    assert await shop.rows("SELECT url FROM payment_starts") == [{"url": url}]
+
+
+async def test_slow_calls_to_the_provider_hold_no_connection_and_no_row(
+    shop: Shop, make_show: MakeShow, fresh_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = await make_show()
+    pin = await shop.open(show, await shop.product(stock=20))
+    buyers = await shop.buyers(10)
+    orders = [(await shop.buy(buyer, show, (pin, 1))).order for buyer in buyers]
+    create, called, answer = shop.provider.create, asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(request: PaymentRequest) -> PaymentPage:
+        called.release()
+        await answer.wait()
+        return await create(request)
+
+    monkeypatch.setattr(shop.provider, "create", slow)
+    async with make_pool(fresh_database_url, size_max=4) as pool:
+        database = Database(pool)
+        starts = [
+            asyncio.create_task(make_payment_page(database, shop.payments, shop.provider, buyer, order))
+            for buyer, order in zip(buyers, orders, strict=True)
+        ]
+        try:
+            async with asyncio.timeout(5):
+                for _ in starts:
+                    await called.acquire()  # all ten are at the provider at once
+                async with database.transaction() as t:
+                    assert (await shop.orders.get(t.conn, buyers[0], orders[0])).state == "placed"
+                    await shop.orders.cancel(t, buyers[0], orders[0])  # the row is free too
+        finally:
+            answer.set()
+        urls = await asyncio.gather(*starts, return_exceptions=True)
+        await database.settle()
+    assert isinstance(urls[0], OrderClosed)  # nobody is sent to pay what was given up meanwhile
+    assert urls[1:] == [f"http://pay.test/ref-{order}-12800" for order in orders[1:]]
+    assert len(await shop.rows("SELECT ref FROM payment_starts WHERE ref IS NOT NULL")) == 10
+
+
+async def test_one_order_started_twice_at_once_has_one_page(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    create, both = shop.provider.create, asyncio.Barrier(2)
+
+    async def together(request: PaymentRequest) -> PaymentPage:
+        await both.wait()
+        return await create(request)
+
+    monkeypatch.setattr(shop.provider, "create", together)
+    async with asyncio.timeout(5):
+        urls = await asyncio.gather(*[page_of(shop, buyer, placed.order) for _ in range(2)])
+    assert urls[0] == urls[1]
+    assert len(await shop.rows("SELECT ref FROM payment_starts")) == 1
 
 
 # --- recording ---
@@ -421,7 +487,7 @@ async def test_late_money_without_the_gift_goes_back_by_one_tap(shop: Shop, make
 async def test_the_one_tap_is_over_after_a_day_and_not_for_others(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     late, placed = await late_without_gift(shop, show, plan)
-    await shop.rows("UPDATE show_joins SET refund_until = now() RETURNING payment_id")
+    await shop.rows("UPDATE benefit_misses SET refund_until = now() RETURNING payment_id")
     async with shop.tx() as t:
         with pytest.raises(RefundOver):
             await shop.payments.refund(t, late, placed.order)
@@ -479,8 +545,7 @@ async def test_marked_money_is_sent_back_once(shop: Shop, make_show: MakeShow) -
 async def test_a_lost_webhook_is_asked_for(shop: Shop, make_show: MakeShow) -> None:
     show = await make_show()
     buyer, placed, _ = await bought(shop, show)
-    async with shop.tx() as t:
-        await shop.payments.start(t, buyer, placed.order)
+    await page_of(shop, buyer, placed.order)
     assert await shop.payments.ask_due(shop.database, after_s=0) == 0
     ref = f"ref-{placed.order}-{placed.total_fen}"
     shop.provider.paid[ref] = FoundPayment(
@@ -506,8 +571,7 @@ async def test_one_payment_that_cannot_be_asked_for_does_not_stop_the_others(
     for n in range(3):
         buyer = await shop.buyer()
         placed = await shop.buy(buyer, show, (pin, 1))
-        async with shop.tx() as t:
-            await shop.payments.start(t, buyer, placed.order)
+        await page_of(shop, buyer, placed.order)
         ref = f"ref-{placed.order}-{placed.total_fen}"
         if n == 0:
             broken = ref
@@ -531,8 +595,7 @@ async def test_money_for_a_cancelled_order_whose_webhook_was_lost_is_asked_for_a
 ) -> None:
     show = await make_show()
     buyer, placed, _ = await bought(shop, show)
-    async with shop.tx() as t:
-        await shop.payments.start(t, buyer, placed.order)
+    await page_of(shop, buyer, placed.order)
     ref = f"ref-{placed.order}-{placed.total_fen}"
     shop.provider.paid[ref] = FoundPayment(
         ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
@@ -553,8 +616,7 @@ async def test_one_payment_that_cannot_be_recorded_does_not_stop_the_others(
     for _ in range(3):
         buyer = await shop.buyer()
         placed = await shop.buy(buyer, show, (pin, 1))
-        async with shop.tx() as t:
-            await shop.payments.start(t, buyer, placed.order)
+        await page_of(shop, buyer, placed.order)
         ref = f"ref-{placed.order}-{placed.total_fen}"
         shop.provider.paid[ref] = FoundPayment(
             ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
@@ -599,3 +661,37 @@ async def test_the_refund_of_an_order_paid_late_is_told_to_the_buyer(shop: Shop,
         await shop.payments.refund(t, OPERATOR, placed.order)
     told = [note["state"] for note in await shop.notes(buyer) if note["type"] == "order.changed"]
     assert told == ["placed", "expired", "paid", "refunded"]
+
+
+@pytest.mark.parametrize("how", ["closed", "ended"])
+async def test_late_money_after_the_benefit_is_over_goes_back_by_one_tap(
+    shop: Shop, make_show: MakeShow, how: str
+) -> None:
+    show, plan = await make_show(), await shop.plan()
+    benefits = await open_gift(shop, show)
+    late = await shop.buyer()
+    placed = await shop.join(late, plan.id, show)
+    await shop.let_holds_run_out()
+    await shop.seats.sweep(show)
+    async with shop.tx() as t:
+        await benefits.close_all(t, HOST, show)
+        if how == "ended":
+            await t.conn.execute("UPDATE shows SET state = 'ended', ended_at = now() WHERE id = %s", [show])
+    recorded = await shop.pay(placed.order, placed.total_fen)
+    assert (recorded.outcome, recorded.claim) == ("accepted", None)
+    [note] = [note for note in await shop.notes(late) if note["type"] == "benefit.missed"]
+    late = await shop.again(late)
+    assert late.facts.plans
+    async with shop.tx() as t:
+        order = await shop.orders.get(t.conn, late, placed.order)
+        assert order.refund_until is not None  # a page loaded anew offers it too
+        assert (note["why"], note["refund_until"]) == ("closed", order.refund_until)
+        assert (await shop.payments.refund(t, late, placed.order)).state == "refunded"
+
+
+async def test_an_order_without_late_money_has_no_refund_window(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    await shop.pay(placed.order, placed.total_fen)
+    async with shop.tx() as t:
+        assert (await shop.orders.get(t.conn, buyer, placed.order)).refund_until is None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from anyio import to_thread
+from anyio import create_task_group, fail_after, sleep, to_thread
 from anyio.from_thread import run
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import commerce.seats
-from commerce.benefits import benefit_keys
+from commerce.benefits import benefit_keys, lock_show
 from commerce.seats import Missed, Queued
 from membership.actor import BenefitId, MemberId, PaymentId, new_id
 from membership.audience import Audience
@@ -256,7 +256,7 @@ async def test_late_money_takes_a_free_seat_or_brings_the_plan_without_the_gift(
     async with stage.tx() as t:
         missed = await stage.seats.missed(t.conn, payment)
     assert missed is not None and missed.why == "reserved_out" and missed.benefit == benefit.id
-    [row] = await stage.rows("SELECT recorded_at FROM show_joins WHERE payment_id = %s", payment)
+    [row] = await stage.rows("SELECT recorded_at FROM benefit_misses WHERE payment_id = %s", payment)
     assert missed.refund_until == round(row["recorded_at"].timestamp() * 1000) + 24 * 3_600_000
     notes = [note for note in await stage.notes(two) if note["type"] == "benefit.missed"]
     assert [note["why"] for note in notes] == ["reserved_out"]
@@ -685,3 +685,130 @@ async def test_any_walk_keeps_the_rules_and_redis_agrees_with_the_tables(
     Machine.stage, Machine.make_show = stage, staticmethod(make_show)
     walk = settings(max_examples=50, stateful_step_count=40, deadline=None)
     await to_thread.run_sync(lambda: run_state_machine_as_test(Machine, settings=walk))
+
+
+# --- late money when the benefit is over ---
+
+
+@pytest.mark.parametrize("how", ["closed", "ended", "keys_gone", "never_swept"])
+async def test_late_money_after_the_benefit_closed_is_told_with_a_refund(
+    stage: Stage, make_show: MakeShow, how: str
+) -> None:
+    show = await make_show()
+    benefit = await stage.open(show, needs="join", quota=2)
+    late = await stage.member()
+    await stage.take(show, late)
+    if how == "never_swept":
+        await stage.rows("UPDATE benefit_seats SET until = now() - interval '1 day' RETURNING state")
+    else:
+        await stage.end_holds(show, benefit.id, [late])
+        await stage.seats.sweep(show)
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit.id)
+        if how != "closed":
+            await t.conn.execute("UPDATE shows SET state = 'ended', ended_at = now() WHERE id = %s", [show])
+    if how in ("keys_gone", "never_swept"):
+        await stage.redis.delete(*[show_key(show, key) for key in benefit_keys(benefit.id)])
+    payment, rank = await stage.pay(show, late)
+    assert rank is None
+    async with stage.tx() as t:
+        missed = await stage.seats.missed(t.conn, payment)
+        assert await stage.seats.confirm(t, show, late, payment, "p") is None  # again: told once
+    assert missed is not None and (missed.benefit, missed.why) == (benefit.id, "closed")
+    [row] = await stage.rows("SELECT recorded_at FROM benefit_misses WHERE payment_id = %s", payment)
+    assert missed.refund_until == round(row["recorded_at"].timestamp() * 1000) + 24 * 3_600_000
+    notes = [note for note in await stage.notes(late) if note["type"] == "benefit.missed"]
+    assert [(note["why"], note["refund_until"]) for note in notes] == [("closed", missed.refund_until)]
+
+
+async def test_late_money_for_a_closed_benefit_keeps_its_refund_when_the_new_one_is_full(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    first = await stage.open(show, needs="join", title="第一轮")
+    late, other = await stage.members(2)
+    await stage.take(show, late)
+    await stage.end_holds(show, first.id, [late])
+    await stage.seats.sweep(show)
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, first.id)
+    await stage.open(show, needs="join", title="第二轮", quota=1)
+    assert (await stage.pay(show, other))[1] == 1
+    payment, rank = await stage.pay(show, late)
+    assert rank is None
+    async with stage.tx() as t:
+        missed = await stage.seats.missed(t.conn, payment)
+    assert missed is not None and (missed.benefit, missed.why) == (first.id, "closed")
+    assert missed.refund_until is not None
+
+
+async def test_who_had_no_seat_in_a_closed_benefit_missed_nothing(stage: Stage, make_show: MakeShow) -> None:
+    show = await make_show()
+    benefit = await stage.open(show, needs="join", quota=1)
+    holder, waiting = await stage.members(2)
+    await stage.take(show, holder)
+    await stage.seats.queue(show, benefit.id, viewer(waiting))
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit.id)
+    await stage.seats.sweep(show)
+    payment, _ = await stage.pay(show, waiting)
+    async with stage.tx() as t:
+        assert await stage.seats.missed(t.conn, payment) is None
+
+
+# --- locks and lost answers ---
+
+
+async def test_the_sweep_and_a_payment_take_their_locks_in_one_order(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commerce.seats, "SETTLING_GRACE_MS", 0)
+    show = await make_show()
+    benefit = await stage.open(show, needs="join")
+    crashed, late = await stage.members(2)
+    for member in (crashed, late):
+        await stage.take(show, member)
+    await stage.seats.sweep(show)
+    await stage.seats.reserve_for_payment(benefit, crashed, "of a process that died")
+    await stage.end_holds(show, benefit.id, [late])  # the sweep is to write this member's row
+    async with create_task_group() as tasks, stage.tx() as t:
+        await lock_show(t.conn, show)
+        tasks.start_soon(stage.seats.sweep, show)
+        with fail_after(5):
+            while not await stage.rows(
+                "SELECT 1 AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            ):
+                await sleep(0.01)
+        payment = await stage.payment(t, show, late)
+        claim = await stage.seats.confirm(t, show, late, payment, "p")
+    assert claim is not None and claim.rank == 1
+    counts = await stage.benefits.counts(show, benefit.id)
+    assert (counts.confirmed, counts.held) == (1, 1)  # the crashed one's seat is held again
+    assert await stage.take(show, crashed) == "held"
+
+
+async def test_a_hold_whose_answer_was_lost_goes_back(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = await make_show()
+    benefit = await stage.open(show, needs="join", quota=1)
+    member, other = await stage.members(2)
+    real = stage.seats._hold
+
+    async def unanswered(*args: Any) -> Any:
+        await real(*args)
+        raise Unavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.seats, "_hold", unanswered)
+        with pytest.raises(Unavailable):
+            await stage.take(show, member)
+    assert (await stage.benefits.counts(show, benefit.id)).held == 0
+    assert await stage.take(show, member) == "held"  # not the one seat of this person
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.seats, "_hold", unanswered)
+        with pytest.raises(Unavailable):
+            await stage.take(show, member)
+    assert (await stage.benefits.counts(show, benefit.id)).held == 1  # an earlier order's seat stays
+    assert await stage.take(show, other) == "reserved_out"
+    assert (await stage.pay(show, member))[1] == 1

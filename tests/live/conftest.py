@@ -21,7 +21,7 @@ async def served(
     name = "served_" + "".join(sign for sign in folder.name if sign.isalnum())
     with psycopg.connect(engines.database_url, autocommit=True) as conn:
         conn.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(name), sql.Identifier(template))
         )
         async with serve(engines, database_url(engines, name), folder) as made:
             yield made
