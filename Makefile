@@ -26,11 +26,11 @@ demo: $(STAMP)
 	@exec $(RUN)/companion demo --tied --viewers $(VIEWERS) $(ARGS)
 
 test: lint browser
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-floor: $(STAMP) browser
 	@deploy/install_floor
-	TEST_FLOOR=1 $(RUN)/python -m pytest $(ARGS)
+	TEST_FLOOR=1 $(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,19 +68,68 @@ def template(engines: Addresses) -> str:
     return "template_shop"
 
 
-_numbers = itertools.count(1)
+class Emptied:
+    """One migrated database that is emptied before each test: 5 ms, where a copy of the template takes 100.
+
+    Triggers that forbid deleting are off for this connection only.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._conn = self._open()
+        tables = self._conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+        names = [sql.Identifier(row[0]) for row in tables.fetchall()]
+        counted = [(name, self._conn.execute(_COUNT.format(name)).fetchone()) for name in names]
+        # What migrations put in (their own marks) stays.
+        empty = [name for name, row in counted if row == (0,)]
+        self._empty = sql.SQL("; ").join(sql.SQL("DELETE FROM {}").format(name) for name in empty)
+
+    def _open(self) -> psycopg.Connection[Any]:
+        conn = psycopg.connect(self.url, autocommit=True)
+        conn.execute("SET session_replication_role = replica")
+        return conn
+
+    def empty(self) -> None:
+        try:
+            self._conn.execute("SELECT 1")
+        except psycopg.OperationalError:  # a test ended every connection, this one too
+            self._conn = self._open()
+        self._conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        self._conn.execute(self._empty)
+
+    def close(self) -> None:
+        self._conn.close()
+
+
+_COUNT = sql.SQL("SELECT count(*) FROM {}")
+
+
+@contextmanager
+def copied(engines: Addresses, template: str, name: str) -> Iterator[str]:
+    """The URL of a copy of the template: for tests that change the schema, or a server of its own."""
+    with psycopg.connect(engines.database_url, autocommit=True) as conn:
+        names = sql.Identifier(name), sql.Identifier(template)
+        conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(*names))
+        yield database_url(engines, name)
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(names[0]))
+
+
+@pytest.fixture(scope="session")
+def emptied(engines: Addresses, template: str) -> Iterator[Emptied]:
+    with copied(engines, template, "test_shop") as url:
+        made = Emptied(url)
+        yield made
+        made.close()
 
 
 @pytest.fixture
-def fresh_database_url(engines: Addresses, template: str) -> Iterator[str]:
-    """A migrated database of this test's own."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(engines.database_url, autocommit=True) as conn:
-        conn.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(name), sql.Identifier(template))
-        )
-        yield database_url(engines, name)
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+def fresh_database_url(emptied: Emptied) -> str:
+    """A migrated, empty database."""
+    emptied.empty()
+    return emptied.url
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def shop(engines: Addresses, template: str, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium. While it runs this thread has an event loop: what needs its own comes before."""
+    """The system's Chromium."""
     executable = find_chromium()
     if executable is None:
         pytest.fail(INSTALL)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -356,7 +357,8 @@ def serve_shop(engines: Addresses, database_url: str, folder: Path) -> Iterator[
         "COMPANION_DRAIN_S": "0.2",
         "COMPANION_LOG_LEVEL": "warning",
     }
-    demo = asyncio.run(load_demo(read_settings(environment)))
+    with ThreadPoolExecutor(1) as aside:  # where a browser runs, this thread has an event loop already
+        demo = aside.submit(asyncio.run, load_demo(read_settings(environment))).result()
     children: list[subprocess.Popen[bytes]] = []
 
     def start(command: str, log: int) -> subprocess.Popen[bytes]:

@@ -60,7 +60,7 @@ def test_the_link_opens_the_panel_once(people: People, shop: Shop) -> None:
 
 
 def test_cues_are_run_by_their_keys_and_reach_a_waiting_viewer(people: People, shop: Shop) -> None:
-    show = shop.make_show("waiting", moving=True)
+    show = shop.make_show("waiting")
     viewer = people.viewer(show)
     expect(viewer.get_by_role("timer", name="距离开播")).to_be_visible()
     panel = people.panel(show)
@@ -68,6 +68,9 @@ def test_cues_are_run_by_their_keys_and_reach_a_waiting_viewer(people: People, s
     panel.keyboard.press("b")
     expect(panel.get_by_text("开播后才能执行")).to_be_visible()
     panel.get_by_role("button", name="开始直播").click()
+    checks = panel.get_by_role("dialog", name="开播前看一下")
+    expect(checks).to_contain_text("还没有填视频地址")
+    checks.get_by_role("button", name="开始直播").click()
     expect(panel.get_by_role("group", name="直播中")).to_be_visible()
     for key in "abcd":
         panel.keyboard.press(key)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 from live.pages import STATIC
 
@@ -74,10 +74,9 @@ void 0;
 """
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context()
-    opened = context.new_page()
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    made = browser.new_context()
 
     def serve(route: Route) -> None:
         if route.request.url.endswith("/socket.js"):
@@ -85,11 +84,19 @@ def page(browser: Browser) -> Iterator[Page]:
         else:
             route.fulfill(body="<!doctype html><title>stage</title>", content_type="text/html")
 
-    context.route("http://stage.test/**", serve)
+    made.route("http://stage.test/**", serve)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A tab of its own: what a tab keeps is kept apart."""
+    opened = context.new_page()
     opened.goto("http://stage.test/")
     opened.evaluate(STAGE)
     yield opened
-    context.close()
+    opened.close()
 
 
 def play(page: Page, script: str) -> Any:

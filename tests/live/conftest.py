@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from live.engines import Addresses
-from tests.conftest import database_url
+from tests.conftest import copied
 from tests.live.serving import Served, serve
 
 
@@ -19,10 +17,6 @@ async def served(
 ) -> AsyncIterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     name = "served_" + "".join(sign for sign in folder.name if sign.isalnum())
-    with psycopg.connect(engines.database_url, autocommit=True) as conn:
-        conn.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(name), sql.Identifier(template))
-        )
-        async with serve(engines, database_url(engines, name), folder) as made:
+    with copied(engines, template, name) as url:
+        async with serve(engines, url, folder) as made:
             yield made
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

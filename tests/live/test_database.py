@@ -26,8 +26,16 @@ from live.engines import Addresses
 from live.lua import Scripts
 from membership.actor import ShowId
 from membership.partition import show_key
+from tests.conftest import copied
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def fresh_database_url(engines: Addresses, template: str) -> Iterator[str]:
+    """These tests change the schema: a copy of their own."""
+    with copied(engines, template, "test_schema") as url:
+        yield url
 
 
 @pytest.fixture
