@@ -312,7 +312,7 @@ def sideways(page: Page) -> list[str]:
           };
           for (const one of document.querySelectorAll('a, button, input, textarea, h1, h2, h3, p, li, label')) {
             const box = one.getBoundingClientRect();
-            if (!one.checkVisibility() || !box.width || !box.height) continue;
+            if (!one.checkVisibility() || !box.width || one.closest('[aria-hidden=true]')) continue;
             const inside = box.left >= -1 && box.right <= root.clientWidth + 1;
             if (!inside && !may(one)) out.push(one.outerHTML.slice(0, 120));
           }

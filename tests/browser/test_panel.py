@@ -66,11 +66,12 @@ def test_cues_are_run_by_their_keys_and_reach_a_waiting_viewer(people: People, s
     panel = people.panel(show)
     expect(cue(panel, "有机大米")).to_be_visible()
     panel.keyboard.press("b")
-    expect(panel.get_by_text("开播后才能执行")).to_be_visible()
+    expect(cue(panel, "厨房三件套").locator(".cue__hint")).to_have_text("开播后才能执行")
     panel.get_by_role("button", name="开始直播").click()
     checks = panel.get_by_role("dialog", name="开播前看一下")
     expect(checks).to_contain_text("还没有填视频地址")
     checks.get_by_role("button", name="开始直播").click()
+    expect(checks).to_have_count(0)
     expect(panel.get_by_role("group", name="直播中")).to_be_visible()
     for key in "abcd":
         panel.keyboard.press(key)

@@ -66,7 +66,7 @@ def test_a_child_that_ignores_its_signals_is_killed() -> None:
         [
             sys.executable,
             "-c",
-            "import signal, time; signal.signal(15, signal.SIG_IGN); print(); time.sleep(600)",
+            "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)",
         ],
         log=subprocess.PIPE,
     )

@@ -249,7 +249,7 @@ function Cue({ cue, store, runner, products, hint, next }) {
       </div>
       ${running && html`<${Running} cue=${cue} store=${store} />`}
       ${done && html`<span class="visually-hidden">${t("cue_done")}</span>`}
-      ${mine && html`<p class="cue__hint small" role="status">${hint.words}</p>`}
+      ${mine && html`<p class="cue__hint small">${hint.words}</p>`}
       ${failed &&
       html`<${Problem}
         compact

@@ -378,6 +378,7 @@ export function Deck() {
   }, [keys]);
   if (!cards.length) return null;
   const onScroll = () => {
+    if (!track.current) return; // the last card went while the scroll was on its way
     const width = track.current.firstElementChild?.offsetWidth ?? 1;
     setAt(Math.min(cards.length - 1, Math.round(track.current.scrollLeft / width)));
   };
