@@ -111,7 +111,8 @@ class Storm:
         cursor = ""
         while True:
             page = self.evening._do(
-                "GET", f"/v1/benefits/{benefit}/claims?limit={PAGE}{'&cursor=' + cursor if cursor else ''}"
+                "GET",
+                f"/v1/benefits/{benefit}/claims?limit={PAGE}{'&after_rank=' + cursor if cursor else ''}",
             )
             ranks += [claim["rank"] for claim in page["items"]]
             cursor = page.get("next") or ""
