@@ -10,14 +10,16 @@ VIEWERS ?= 200
 
 export COMPANION_DATA_DIR ?= $(CURDIR)/.data
 
-.PHONY: help demo test test-floor load soak screenshots docs lint fix browser clean
+.PHONY: help demo test test-floor test-cluster load soak bench screenshots docs lint fix browser clean
 
 help:
 	@echo "make demo         a sample brand goes live; prints the addresses (VIEWERS=200, ARGS=--fresh)"
 	@echo "make test         everything that is checked"
 	@echo "make test-floor   the tests on Debian's PostgreSQL 15 and Redis 7.0"
+	@echo "make test-cluster the tests with Redis as a Cluster of three nodes"
 	@echo "make load         locust against a server of its own; writes an HTML report"
-	@echo "make soak         the same for half an hour"
+	@echo "make soak         the same for half an hour, then the scenarios of an evening, small"
+	@echo "make bench        our server and its peers at the same fan-out; writes a table and plots"
 	@echo "make screenshots  pictures of the pages into docs/"
 	@echo "make docs         write the pages made from code"
 	@echo "make lint         what can be judged without running; make fix repairs it"
@@ -31,6 +33,9 @@ test: lint browser
 test-floor: $(STAMP) browser
 	@deploy/install_floor
 	TEST_FLOOR=1 $(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-cluster: $(STAMP) browser
+	TEST_CLUSTER=1 $(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
@@ -47,9 +52,13 @@ load: $(STAMP) $(VENV)/load
 
 soak: $(STAMP) $(VENV)/load
 	$(RUN)/python -m loadtests --minutes 30 $(ARGS)
+	$(RUN)/python -m loadtests.evening --small all
+
+bench: $(STAMP) $(VENV)/bench
+	$(RUN)/python -m loadtests.fanout $(ARGS)
 
 screenshots: $(STAMP) browser
-	$(RUN)/python docs/screenshots.py $(ARGS)
+	$(RUN)/python -m docs.screenshots $(ARGS)
 
 docs: $(STAMP)
 	$(RUN)/python docs/tables.py
@@ -68,6 +77,10 @@ $(STAMP): pyproject.toml deploy/fetch_frontend.py
 
 $(VENV)/load: $(STAMP)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[load]'
+	@touch $@
+
+$(VENV)/bench: $(STAMP)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 clean:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import unicodedata
-from base64 import b32encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -16,7 +15,7 @@ from msgspec import UNSET
 
 from chat.messages import AnnouncementSet, Badge, CommentPosted, encoded
 from chat.text import bounded, clean
-from membership.actor import Actor, Permission, ShowId
+from membership.actor import Actor, Permission, ShowId, public_id
 from membership.audience import ShowAudiences
 from membership.behaviour import encode, record_of
 from membership.refusal import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthenticated
@@ -26,6 +25,7 @@ TEXT_MAX = 200  # code points of a comment and of an announcement
 NAME_MAX = 24
 PACE_BURST, PACE_WINDOW_MS, PACE_PAUSE_MS = 3, 2_000, 10_000
 MUTE_MIN_S, MUTE_MAX_S = 10, 7 * 86_400
+_RANKS: dict[Badge, str] = {"host": "", "plan": "2", "": "3", "guest": "4"}  # see post_comment.lua
 _PUBLIC_ID = re.compile(r"^[a-z2-7]{12}$")
 
 
@@ -53,12 +53,6 @@ class Pace(msgspec.Struct, frozen=True):
 
     minute: int
     total: int
-
-
-def public_id(show: ShowId, person: str) -> str:
-    """Who a viewer is to others in one show: 60 bits of a hash; two shows give one person two ids."""
-    digest = hashlib.blake2b(f"{show}\n{person}".encode(), digest_size=8, person=b"viewer").digest()
-    return b32encode(digest).decode().lower()[:12]
 
 
 def shown_name(show: ShowId, actor: Actor) -> str:
@@ -150,7 +144,7 @@ class Comments:
         try:
             answer = await self._post(
                 show,
-                ["mutes", "hidden", "pace", f"recent:{actor.id}", f"paused:{actor.id}"],
+                ["mutes", "hidden", "pace", f"recent:{actor.id}", f"paused:{actor.id}", "buyers"],
                 [
                     actor.id,
                     key or "",
@@ -161,6 +155,7 @@ class Comments:
                     "" if reply_to is None else str(reply_to),
                     encode(record),
                     *self._pace,
+                    _RANKS[badge_of(actor)],
                 ],
             )
         except RateLimited as refusal:

@@ -31,6 +31,7 @@ from commerce.messages import (
     Event,
     encoded,
 )
+from commerce.receipts import write_receipts
 from membership.actor import Actor, BenefitId, Facts, MemberId, PaymentId, ShowId, new_id
 from membership.audience import EVERYONE, Audience, ShowAudiences
 from membership.behaviour import Record
@@ -552,6 +553,7 @@ class Benefits:
             payments.append(str(row["payment_id"]))
             if len(members) == terms.quota:
                 break
+        claims = [new_id() for _ in members]
         await conn.execute(
             """
             INSERT INTO benefit_claims (id, benefit_id, member_id, rank, payment_id, announced_at)
@@ -559,8 +561,9 @@ class Benefits:
             FROM unnest(%s::uuid[], %s::uuid[], %s::integer[], %s::uuid[])
                 AS w (id, member_id, rank, payment_id)
             """,
-            [benefit, [new_id() for _ in members], members, list(range(1, len(members) + 1)), payments],
+            [benefit, claims, members, list(range(1, len(members) + 1)), payments],
         )
+        await write_receipts(conn, benefit, claims)
         return members
 
     async def _may_have(self, conn: Connection, audience: Audience, member: MemberId) -> bool:

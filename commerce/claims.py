@@ -35,6 +35,7 @@ from commerce.benefits import (
     read_terms,
     shown_name,
 )
+from commerce.receipts import cores_of, write_receipts
 from commerce.seats import NotEligible
 from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
 from membership.notices import Notices
@@ -58,11 +59,15 @@ SETTLE_AFTER_MS = 2_000  # a decision this old without a row lost its process
 
 
 class Won(Struct, frozen=True):
-    """The claim is committed. With per_person > 1, `nth` counts the person's claims."""
+    """The claim is committed. With per_person > 1, `nth` counts the person's claims.
+
+    `core` is what its receipt says, to be signed for who won; '' when it could not be read just now.
+    """
 
     rank: int
     of: int
     nth: int = 1
+    core: str = ""
 
 
 class SoldOut(Refusal):
@@ -124,6 +129,7 @@ class _Written(Struct, frozen=True):
 
     ranks: dict[tuple[MemberId, int], int]  # (member, nth) -> rank
     returned: set[tuple[MemberId, int]]  # not taken: the same person has it under another id
+    cores: dict[tuple[MemberId, int], str]  # of the receipts
 
 
 class _Spent(Struct):
@@ -241,12 +247,16 @@ class Claims:
             for (actor, _), member, answer in zip(claims, members, found, strict=True)
             if answer.key is not None
         }
-        written = _Written({}, set())
+        written = _Written({}, set(), {})
         if decided:
             try:
                 written = await self._write_and_tell(terms, int(generation), list(decided.values()))
             except (SqlError, Unavailable):
                 pass  # the ranks stay decided: a repeat or `settle` completes them
+        again = [
+            m for m, answer in zip(members, found, strict=True) if answer.word == "won" and not answer.key
+        ]
+        cores = {**written.cores, **await self._cores(terms.id, again)}
 
         told: list[Won | Refusal] = []
         for member, answer in zip(members, found, strict=True):
@@ -259,10 +269,22 @@ class Claims:
             elif not rank:
                 told.append(Unavailable(retry_ms=1000))
             elif answer.word == "won" and rank == answer.rank:
-                told.append(Won(rank, quota, answer.nth))
+                told.append(Won(rank, quota, answer.nth, cores.get(place, "")))
             else:
                 told.append(AlreadyClaimed(rank=rank))
         return told
+
+    async def _cores(
+        self, benefit: BenefitId, members: Sequence[MemberId]
+    ) -> dict[tuple[MemberId, int], str]:
+        """For who repeats a claim that was answered before: the receipt's core once more."""
+        if not members:
+            return {}
+        try:
+            async with self._transactions() as t:
+                return await cores_of(t.conn, benefit, members)
+        except (SqlError, Unavailable):
+            return {}
 
     def _note_spent(self, benefit: BenefitId, stamp: str, holders: Sequence[bytes]) -> None:
         """Holders only change with the stamp: a raised quota, a freed seat, another generation."""
@@ -284,12 +306,15 @@ class Claims:
     async def _write(
         self, t: Transaction, terms: Benefit, generation: int, decided: Sequence[_Decided]
     ) -> _Written:
-        """All rows in one statement; then what the tables hold, whoever wrote it."""
-        await t.conn.execute(
+        """All rows in one statement, linked to their receipts; then what the tables hold, whoever wrote it.
+
+        The benefit's row is locked before: a beat of another process waits, so that links follow one another.
+        """
+        found = await t.conn.execute(
             """
             WITH terms AS (
                 SELECT id, quota FROM benefits
-                WHERE id = %(benefit)s AND generation = %(generation)s FOR SHARE
+                WHERE id = %(benefit)s AND generation = %(generation)s FOR NO KEY UPDATE
             ), wanted AS (
                 SELECT w.* FROM unnest(%(ids)s::uuid[], %(members)s::uuid[], %(nths)s::integer[],
                     %(ranks)s::integer[], %(keys)s::text[]) AS w (id, member_id, nth, rank, key)
@@ -308,6 +333,7 @@ class Claims:
                   AND (theirs.ended_at IS NULL OR theirs.ended_at > c.claimed_at))
             ORDER BY w.rank
             ON CONFLICT DO NOTHING
+            RETURNING id
             """,
             {
                 "benefit": terms.id,
@@ -319,10 +345,13 @@ class Claims:
                 "keys": [one.key for one in decided],
             },
         )
+        await write_receipts(t.conn, terms.id, [row["id"] for row in await found.fetchall()])
         found = await t.conn.execute(
             """
-            SELECT member_id::text AS member, nth, rank FROM benefit_claims
-            WHERE benefit_id = %(benefit)s AND (member_id = ANY(%(members)s::uuid[]) OR rank = ANY(%(ranks)s))
+            SELECT c.member_id::text AS member, c.nth, c.rank, r.core
+            FROM benefit_claims c LEFT JOIN benefit_receipts r ON r.claim_id = c.id
+            WHERE c.benefit_id = %(benefit)s
+              AND (c.member_id = ANY(%(members)s::uuid[]) OR c.rank = ANY(%(ranks)s))
             """,
             {
                 "benefit": terms.id,
@@ -360,7 +389,8 @@ class Claims:
                 await self._return(terms.show, benefit_keys(terms.id), args)
 
             t.after_commit(give_back)
-        return _Written(ranks, returned)
+        cores = {(MemberId(row["member"]), int(row["nth"])): row["core"] for row in rows if row["core"]}
+        return _Written(ranks, returned, cores)
 
     async def _settle_one(self, t: Transaction, terms: Benefit) -> int:
         generation, _, _, _, _, settling = await self._sweep(

@@ -64,7 +64,7 @@ class Offer(Struct, frozen=True, kw_only=True):
 
 
 # The keys of a show that offers and orders share, in the order of their scripts.
-ORDER_KEYS = ("offers", "offer_people", "holds", "holds_unsettled", "orders_told")
+ORDER_KEYS = ("offers", "offer_people", "holds", "holds_unsettled", "orders_told", "buyers")
 
 
 def in_ms(moment: datetime) -> int:
@@ -329,6 +329,11 @@ class Offers:
                 [show],
             )
         ).fetchall()
+        buyers = await (
+            await conn.execute(
+                "SELECT DISTINCT member_id FROM orders WHERE show_id = %s AND paid_at IS NOT NULL", [show]
+            )
+        ).fetchall()
         open_now = [str(row["id"]) for row in rows if row["status"] == "open"]
         tellings = {telling.row.id: telling for telling in await self._tellings(conn, show, open_now)}
         people: dict[tuple[str, str], int] = {}
@@ -370,6 +375,7 @@ class Offers:
             "offers": offers,
             "people": [[offer, member, pieces] for (offer, member), pieces in people.items()],
             "holds": [[order, msgspec.json.encode(hold).decode()] for order, hold in holds.items()],
+            "buyers": [str(row["member_id"]) for row in buyers],
         }
         rebuilt = await self._rebuild(show, ORDER_KEYS, [json_arg(body)])
         return int(rebuilt) > 0

@@ -1,7 +1,7 @@
 """The sandbox payment provider as a shop sees it: an HTTP client behind the PaymentProvider port.
 
-The provider itself is an app of its own (`live/sandbox/`), in this process or another. Both sides share one
-secret: requests carry an HMAC, webhooks are signed as Standard Webhooks.
+The provider itself is an app of its own (`live/sandbox/`), as a rule a process of its own. Both sides share
+one secret: requests carry an HMAC, webhooks are signed as Standard Webhooks.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import msgspec
 from msgspec import Struct
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from commerce.payments import FoundPayment, PaymentPage, PaymentRequest
-from membership.refusal import BadRequest, Refusal, Unavailable
+from commerce.payments import (
+    BadSignature,
+    FoundPayment,
+    FoundReturn,
+    PaymentPage,
+    PaymentRequest,
+    ReturnRefused,
+)
+from membership.refusal import BadRequest, Unavailable
 
 CALL_S = 5.0  # a provider that takes longer is asked again by the job
 CLOCK_S = 300  # how far the two clocks may differ
-
-
-class BadSignature(Refusal):
-    """The signature does not fit the body."""
-
-    code = "bad_signature"
 
 
 class PaidData(Struct, frozen=True, kw_only=True):
@@ -43,10 +44,14 @@ class PaidData(Struct, frozen=True, kw_only=True):
     paid_at: datetime
 
 
-class PaidWebhook(Struct, frozen=True, kw_only=True):
-    type: str
-    timestamp: datetime
-    data: PaidData
+class ReturnedData(Struct, frozen=True, kw_only=True):
+    """What a payment.returned webhook says. `key` is the one the shop gave."""
+
+    ref: str
+    key: str
+    amount_fen: int
+    return_ref: str
+    declined: str = ""
 
 
 def request_key(secret: str) -> bytes:
@@ -60,6 +65,11 @@ def webhook_secret(secret: str) -> str:
     return "whsec_" + base64.b64encode(key).decode()
 
 
+def control_key(secret: str) -> str:
+    """The password of the sandbox's fault controls."""
+    return hmac.digest(secret.encode(), b"companion sandbox control", "sha256").hex()[:24]
+
+
 def sign_request(key: bytes, method: str, path: str, moment: int, body: bytes) -> str:
     """Over method, path below the provider's root, time and the body's digest."""
     digest = hashlib.sha256(body).hexdigest()
@@ -69,7 +79,8 @@ def sign_request(key: bytes, method: str, path: str, moment: int, body: bytes) -
 class SandboxProvider:
     """Speaks to the sandbox over HTTP. Holds no connection between calls.
 
-    `base_url` is where the sandbox answers (the mount of this very service unless told otherwise).
+    `base_url` is where the sandbox answers (the mount of this very service unless told otherwise), `page_url`
+    where buyers reach it.
     """
 
     name = "sandbox"
@@ -80,10 +91,12 @@ class SandboxProvider:
         public_url: str,
         *,
         base_url: str | None = None,
+        page_url: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._public_url = public_url.rstrip("/")
         self._base_url = (base_url or f"{self._public_url}/sandbox").rstrip("/")
+        self._page_url = (page_url or self._base_url).rstrip("/")
         self._key = request_key(secret)
         self._webhook = Webhook(webhook_secret(secret))
         self._transport = transport
@@ -111,7 +124,7 @@ class SandboxProvider:
                 "hold_until": request.hold_until,
             },
         )
-        return PaymentPage(ref=str(answer["ref"]), url=f"{self._base_url}/pay/{answer['ref']}")
+        return PaymentPage(ref=str(answer["ref"]), url=f"{self._page_url}/pay/{answer['ref']}")
 
     async def query(self, ref: str) -> FoundPayment | None:
         """The payment when it was paid."""
@@ -120,12 +133,12 @@ class SandboxProvider:
             return None
         return _found(msgspec.convert(answer, PaidData))
 
-    async def give_back(self, ref: str, amount_fen: int, key: str) -> str:
+    async def give_back(self, ref: str, amount_fen: int, key: str) -> str | None:
         """Send money back, once a key."""
         answer = await self._call("POST", f"/payments/{ref}/returns", {"amount_fen": amount_fen, "key": key})
-        return str(answer["ref"])
+        return str(answer["ref"]) if answer.get("status") == "done" else None
 
-    def read_webhook(self, headers: Mapping[str, str], body: bytes) -> FoundPayment | None:
+    def read_webhook(self, headers: Mapping[str, str], body: bytes) -> FoundPayment | FoundReturn | None:
         """Verify and read a webhook; None for a type that is none of our business.
 
         Raises BadSignature, BadRequest.
@@ -136,11 +149,19 @@ class SandboxProvider:
             raise BadSignature from None
         try:
             read = msgspec.json.decode(body)
-            if not isinstance(read, dict) or read.get("type") != "payment.succeeded":
+            kind = read.get("type") if isinstance(read, dict) else None
+            if kind not in ("payment.succeeded", "payment.returned"):
                 return None
-            return _found(msgspec.convert(read, PaidWebhook).data)
+            data = read.get("data")
+            if kind == "payment.returned":
+                back = msgspec.convert(data, ReturnedData)
+                return FoundReturn(**msgspec.structs.asdict(back))
+            found = _found(msgspec.convert(data, PaidData))
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise BadRequest(f"the webhook cannot be read: {error}") from None
+        if found.paid_at.tzinfo is None:
+            raise BadRequest("paid_at needs its offset from UTC")
+        return found
 
     async def _call(
         self,
@@ -166,6 +187,8 @@ class SandboxProvider:
             raise Unavailable(f"sandbox: {type(error).__name__}", retry_ms=2000) from error
         if answer.status_code == 404 and missing is not None:
             return missing
+        if answer.status_code == 409 and path.endswith("/returns"):
+            raise ReturnRefused(_detail(answer.content))
         if answer.status_code >= 400:
             raise Unavailable(f"sandbox: {answer.status_code}", retry_ms=2000)
         try:
@@ -179,3 +202,10 @@ def _found(data: PaidData) -> FoundPayment:
     return FoundPayment(
         ref=data.ref, order=data.order, amount_fen=data.amount_fen, payer=data.payer, paid_at=data.paid_at
     )
+
+
+def _detail(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body, type=dict[str, Any]).get("detail", "declined"))
+    except msgspec.DecodeError:
+        return "declined"

@@ -35,6 +35,7 @@ from commerce.benefits import (
     shown_name,
 )
 from commerce.messages import BenefitMissed
+from commerce.receipts import write_receipts
 from membership.actor import Actor, BenefitId, MemberId, PaymentId, ShowId, new_id
 from membership.notices import Notices
 from membership.refusal import Refusal, Unauthenticated, Unavailable
@@ -233,23 +234,30 @@ class Seats:
 
     async def standing(self, conn: Connection, show: ShowId, member: MemberId) -> dict[BenefitId, Standing]:
         """The seats a member holds and the lines they stand in, for a page that was loaded anew."""
-        found = await conn.execute(
+        return (await self.standing_of(conn, show, [member])).get(member, {})
+
+    async def standing_of(
+        self, conn: Connection, show: ShowId, members: Sequence[MemberId]
+    ) -> dict[MemberId, dict[BenefitId, Standing]]:
+        """The same for many, in one read; who has and waits for none is missing."""
+        rows = await conn.execute(
             """
-            SELECT s.benefit_id, s.state, s.until,
+            SELECT s.member_id, s.benefit_id, s.state, s.until,
                 (SELECT count(*) FROM benefit_seats o WHERE o.benefit_id = s.benefit_id
                     AND o.state = 'queued' AND o.place < s.place) AS ahead
             FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
-            WHERE b.show_id = %s AND s.member_id = %s
+            WHERE b.show_id = %s AND s.member_id = ANY(%s::uuid[])
               AND (s.state = 'queued' OR (s.state = 'held' AND s.until > clock_timestamp()))
             """,
-            [show, member],
+            [show, list(members)],
         )
-        return {
-            BenefitId(str(row["benefit_id"])): Standing(until=ms(row["until"]))
-            if row["state"] == "held"
-            else Standing(queued=True, ahead=row["ahead"])
-            for row in await found.fetchall()
-        }
+        found: dict[MemberId, dict[BenefitId, Standing]] = {}
+        for row in await rows.fetchall():
+            held = row["state"] == "held"
+            found.setdefault(MemberId(str(row["member_id"])), {})[BenefitId(str(row["benefit_id"]))] = (
+                Standing(until=ms(row["until"])) if held else Standing(queued=True, ahead=row["ahead"])
+            )
+        return found
 
     async def missed(self, conn: Connection, payment: PaymentId) -> Missed | None:
         """Why this payment brought the plan without the gift; None when it missed nothing."""
@@ -411,13 +419,15 @@ class Seats:
         assert row is not None
         if row["rank"] > now["quota"]:  # Redis gave more than there is: the tables win
             raise Unavailable("The seats are being rebuilt.", retry_ms=2000)
+        claim_id = new_id()
         await conn.execute(
             """
             INSERT INTO benefit_claims (id, benefit_id, member_id, rank, payment_id)
             VALUES (%s, %s, %s, %s, %s)
             """,
-            [new_id(), benefit.id, member, row["rank"], payment],
+            [claim_id, benefit.id, member, row["rank"], payment],
         )
+        await write_receipts(conn, benefit.id, [claim_id])
         await conn.execute(
             """
             INSERT INTO benefit_seats (benefit_id, member_id, state, version) VALUES (%s, %s, 'confirmed', 0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -26,6 +25,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
+from tests.browser.stage import FLAGS, INSTALL, find_chromium
+
 OUT = Path(__file__).resolve().parent / "screenshots"
 ROOT = OUT.parent.parent
 VIEWERS = 60
@@ -37,15 +38,6 @@ SIZES = {
     "phone": (ViewportSize(width=390, height=844), 2.0),
     "desk": (ViewportSize(width=1280, height=800), 1.0),
 }
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # Counts the colours in cells of 5 bits each, cuts the boxes with the widest spread, and answers palette and
 # indices. In the page, because it has the pixels already.
@@ -131,13 +123,6 @@ SETTLED = """() => Promise.allSettled(
     .filter((one) => one.effect.getComputedTiming().endTime < 2000)
     .map((one) => one.finished),
 )"""
-
-
-def find_chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    raise SystemExit("Pictures need Chromium and a Chinese font: apt-get install chromium fonts-wqy-zenhei")
 
 
 def free_port() -> int:
@@ -247,8 +232,11 @@ def playing(page: Page) -> None:
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
+    executable = find_chromium()
+    if executable is None:
+        raise SystemExit(INSTALL)
     with demo() as addresses, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         camera = Camera(browser)
         evening(camera, addresses)
         browser.close()
@@ -283,7 +271,7 @@ def evening(camera: Camera, addresses: dict[str, str]) -> None:
     panel.keyboard.press("C")
     panel.keyboard.press("D")
     say = panel.get_by_label("以主播身份发言")
-    say.fill("今年的新米到了,十月底才收的")
+    say.fill("今年的新米到了，十月底才收的")
     say.press("Enter")
     expect(say).to_have_value("")
     say.press("Escape")

@@ -359,7 +359,7 @@ async def prepare(evening: Evening, link: str) -> None:
                 "shortcut": "C",
                 "kind": "poll",
                 "title": "下一场卖什么",
-                "payload": {"question": "下一场想看什么?", "choices": ["山茶油", "杂粮", "蜂蜜"]},
+                "payload": {"question": "下一场想看什么？", "choices": ["山茶油", "杂粮", "蜂蜜"]},
             },
             {
                 "shortcut": "D",
@@ -401,14 +401,14 @@ async def before_the_start(evening: Evening) -> None:
 async def talk(evening: Evening, desk: Watcher, viewer: Watcher, guest: Watcher) -> None:
     owner, show = evening.owner, evening.show
     check(await guest.refused("comment.post", text="有人吗") == "unauthenticated", "a guest signs in first")
-    said = await viewer.ok("comment.post", text="<b>有机大米</b>多少钱一袋?", key="c1")
-    again = await viewer.ok("comment.post", text="<b>有机大米</b>多少钱一袋?", key="c1")
+    said = await viewer.ok("comment.post", text="<b>有机大米</b>多少钱一袋？", key="c1")
+    again = await viewer.ok("comment.post", text="<b>有机大米</b>多少钱一袋？", key="c1")
     check(said["seq"] == again["seq"], "the same key posts once")
     seen = await guest.sees("comment.posted", seq=said["seq"])
-    check(seen["text"] == "<b>有机大米</b>多少钱一袋?", "text is text")
+    check(seen["text"] == "<b>有机大米</b>多少钱一袋？", "text is text")
     check(seen["viewer"] == viewer.you["id"], "others see a public id")
     answer = await owner.ok(
-        "POST", f"/v1/shows/{show}/comments", {"text": "一袋 128,会员 109", "reply_to": said["seq"]}
+        "POST", f"/v1/shows/{show}/comments", {"text": "一袋 128，会员 109", "reply_to": said["seq"]}
     )
     reply = await viewer.sees("comment.posted", seq=answer["seq"])
     check(reply["badge"] == "host" and reply["reply_to"] == said["seq"], "the host replies with a badge")
@@ -589,7 +589,7 @@ async def join(evening: Evening, member: Caller, viewer: Watcher, guest: Watcher
     check((line["unit_fen"], line["winner"]) == (MEMBER_FEN, "member"), "now the member price")
     check(quote["freight_fen"] == 0, "and free freight")
     await asyncio.sleep(PACE_S)  # three comments in two seconds, no more
-    comment = await viewer.ok("comment.post", text="刚开通会员,有机大米拿下", key="c5")
+    comment = await viewer.ok("comment.post", text="刚开通会员，有机大米拿下", key="c5")
     seen = await guest.sees("comment.posted", seq=comment["seq"])
     check(seen["badge"] == "plan", "the comment carries the badge")
     step("the member sees and gets the member price")

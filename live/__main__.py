@@ -1,4 +1,4 @@
-"""The command `companion`: serve, work, demo, migrate, token, apikey.
+"""The command `companion`: serve, work, demo, sandbox, migrate, token, apikey, verify, close.
 
 An error is one line that says what to do next. Processes that serve are kept running by the supervisor;
 the engines belong to whichever command started them, others attach.
@@ -25,12 +25,14 @@ import psycopg
 import redis
 import uvloop
 
+from commerce.sandbox import control_key
 from live import diagnostics, process, supervisor
+from live.cluster import ClusterUrl
 from live.database import SchemaError, migrate
 from live.engines import EngineError, Engines, FolderInUse, attach, forget, make_data_dir
 from live.settings import Settings, SettingsError, environment_of, read_settings, unknown
 from live.supervisor import Child, PortInUse
-from membership.actor import PERMISSIONS, Actor, MemberId, Permission, RoomId, StaffId
+from membership.actor import PERMISSIONS, Actor, MemberId, Permission, RoomId, ShowId, StaffId
 from membership.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -107,6 +109,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--tied", action="store_true", help="end when the calling process ends, however it ends"
     )
+    sandbox = add(
+        "sandbox",
+        _sandbox,
+        "A payment provider for trying the shop, as a process of its own. No money moves.",
+        "COMPANION_SANDBOX_URL=http://127.0.0.1:8010 companion sandbox --port 8010",
+    )
+    sandbox.add_argument("--port", type=_port, default=8010, metavar="N", help="where it listens (8010)")
+    sandbox.add_argument(
+        "--file", type=Path, metavar="PATH", help="what it remembers (sandbox.sqlite in the data folder)"
+    )
+    sandbox.add_argument("--socket", type=int, help=argparse.SUPPRESS)
     add("migrate", _migrate, "Bring the database's schema up to date.", "companion migrate")
     token = add(
         "token",
@@ -133,6 +146,28 @@ def _parser() -> argparse.ArgumentParser:
     apikey.add_argument(
         "--may", action="append", required=True, choices=get_args(Permission), help="a permission; repeat"
     )
+    check = add(
+        "verify",
+        _verify,
+        "Check a receipt, or the sealed archive of a show: what it says, or what is wrong with it.",
+        "companion verify r1.eyJ… --url https://live.example.com --chain",
+    )
+    check.add_argument(
+        "what", metavar="RECEIPT", help="the receipt, or a file that holds it or is an archive"
+    )
+    by = check.add_mutually_exclusive_group()
+    by.add_argument("--key", metavar="PUBLIC", help="check against this public key, without any server")
+    by.add_argument(
+        "--url", metavar="ADDRESS", help="check against the key of the server there (else this folder's)"
+    )
+    check.add_argument("--chain", action="store_true", help="with --url: also its place among all ranks")
+    close = add(
+        "close",
+        _close,
+        "Count everything of a show that has ended again, name each difference, and seal the record.",
+        "companion close q7m2kd4n8p",
+    )
+    close.add_argument("show", metavar="SHOW", help="the show's id, as in its link")
     worker = commands.add_parser("worker")  # what serve starts; without help it is not listed
     worker.add_argument("--socket", type=int, required=True)
     worker.set_defaults(command=_worker)
@@ -142,6 +177,13 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:
         raise ValueError
     return number
 
@@ -187,10 +229,27 @@ def _check_answers(settings: Settings) -> None:
             said[name] = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
 
     def ask_redis() -> str | None:
-        with redis.Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
+        address = ClusterUrl.parse(settings.redis_url)
+        if address is None:
+            return ask_server(settings.redis_url)
+        answer: str | None = None
+        for node in address.nodes:  # one that answers is enough
+            try:
+                return ask_server(address.of(*node), cluster=True)
+            except redis.RedisError as error:
+                answer = str(error)
+        return answer
+
+    def ask_server(url: str, *, cluster: bool = False) -> str | None:
+        with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
             version = str(client.info("server")["redis_version"])
-        found = tuple(int(part) for part in version.split(".")[:2])
-        return None if found >= REDIS_MIN else f"it is version {version}, needed is 7.0 or later"
+            runs_cluster = bool(client.info("cluster").get("cluster_enabled"))
+        if tuple(int(part) for part in version.split(".")[:2]) < REDIS_MIN:
+            return f"it is version {version}, needed is 7.0 or later"
+        if runs_cluster is not cluster:
+            scheme, other = ("redis+cluster", "is") if runs_cluster else ("redis", "is not")
+            return f"it {other} a node of a Cluster, so the address begins with {scheme}://"
+        return None
 
     def ask_postgres() -> str | None:
         with psycopg.connect(settings.database_url, connect_timeout=3) as conn:
@@ -346,10 +405,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         settings = _read(arguments)  # the secret went with the rest
     with _only_server(settings):
         settings, bound = _bind(settings)
+        settings, provider = _sandbox_child(settings)
         with bound, _engines(settings) as (settings, engines):
             _schema(settings, ours=True)
             demo = asyncio.run(load_demo(settings))
             children = [
+                *provider,
                 *_server_children(settings, bound),
                 Child(
                     name="work",
@@ -369,6 +430,47 @@ def _demo(arguments: argparse.Namespace) -> int:
                 print(screen(settings, demo, arguments.viewers), flush=True)
 
             _supervise(settings, children, engines, ready)
+    return 0
+
+
+def _sandbox_child(settings: Settings) -> tuple[Settings, list[Child]]:
+    """The demo's payment provider as a process of its own, and the settings that lead to it.
+
+    Its socket is bound here and lives as long as we do: a provider that is started again is found where it was.
+    """
+    if not settings.sandbox or settings.sandbox_url or settings.payment_provider != "sandbox":
+        return settings, []
+    bound = supervisor.bind("127.0.0.1", 0)
+    settings = msgspec.structs.replace(settings, sandbox_url=f"http://127.0.0.1:{bound.getsockname()[1]}")
+    command = (sys.executable, "-P", "-m", "live", "sandbox", "--socket", str(bound.fileno()))
+    number = bound.detach()  # kept open for the children
+    child = Child(
+        name="sandbox", command=command, environment=_environment(settings), keep=(number,), says_ready=True
+    )
+    return settings, [child]
+
+
+def _sandbox(arguments: argparse.Namespace) -> int:
+    from live.sandbox.serving import run_sandbox
+
+    settings = _read(arguments)
+    if arguments.socket is None:
+        bound = supervisor.bind(settings.host, arguments.port)
+    else:
+        bound = socket.socket(fileno=arguments.socket)
+    make_data_dir(settings.data_dir)
+    with bound:
+        if arguments.socket is None:
+            host, port = bound.getsockname()[:2]
+            print(f"payments on http://{host}:{port}", flush=True)
+            print(f"faults at /control, password {control_key(settings.secret)}", flush=True)
+        run_sandbox(
+            settings.secret,
+            arguments.file or settings.data_dir / "sandbox.sqlite",
+            bound,
+            timezone=settings.timezone,
+            ready=lambda: supervisor.say_ready(os.environ),
+        )
     return 0
 
 
@@ -439,6 +541,59 @@ def _apikey(arguments: argparse.Namespace) -> int:
     made = _with_parts(arguments, make)
     print(f"id      {made.id}\nsecret  {made.secret}\nThe secret is not shown again.")
     return 0
+
+
+# --- verify, close ---
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """0 when it is good, 1 when it is not; needs no engine and, with a key, no deployment."""
+    from commerce.receipts import Unverified, in_words, verify
+    from live import verification
+    from live.archive import archive_in_words, verify_archive
+
+    try:
+        given = verification.read_given(arguments.what)
+        if arguments.chain and not arguments.url:
+            raise CommandError("--chain reads the ranks from a server: give it --url")
+        key = arguments.key or (verification.read_key(arguments.url) if arguments.url else _own_key())
+        if isinstance(given, Path):
+            if arguments.chain:
+                raise CommandError("--chain is for a receipt")
+            print(archive_in_words(verify_archive(given, key)))
+            return 0
+        said = verify(given, key)
+        lines = [in_words(said)]
+        if arguments.chain:
+            lines.append(f"chain     {verification.check_chain(arguments.url, said)}")
+    except Unverified as error:
+        print(f"companion: not good: {error}", file=sys.stderr)
+        return 1
+    except verification.NoAnswer as error:
+        raise CommandError(str(error)) from None
+    print("\n".join(["good      signed by this key", *lines]))
+    return 0
+
+
+def _own_key() -> str:
+    """The key of the deployment in the environment or the data folder; none is made for the asking."""
+    from commerce.receipts import Receipts
+    from live.settings import has_secret
+
+    if not has_secret(os.environ):
+        raise CommandError("there is no deployment here to check against: give --key or --url")
+    return Receipts(read_settings(os.environ).secret).public_key
+
+
+def _close(arguments: argparse.Namespace) -> int:
+    from live.closing import Closer, in_words
+
+    async def close(parts: Parts) -> Any:
+        return await Closer(parts).close(ShowId(arguments.show))
+
+    closing = _with_parts(arguments, close)
+    print(in_words(closing))
+    return 0 if closing.path is not None else 1
 
 
 if __name__ == "__main__":

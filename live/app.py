@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
+from chat.arrivals import Arrivals as TalkArrivals
 from chat.comments import Comments
 from chat.polls import PERSONAL_OF_BALLOTS, Polls
 from chat.reactions import Reactions
@@ -17,13 +17,15 @@ from commerce.benefits import Benefits
 from commerce.claims import Claims
 from commerce.offers import Offers
 from commerce.orders import PERSONAL_OF_ORDERS, Orders
-from commerce.payments import Payments
+from commerce.payments import PaymentProvider, Payments
 from commerce.prices import Quotes
 from commerce.products import Products
+from commerce.receipts import Receipts
 from commerce.sandbox import SandboxProvider
 from commerce.seats import Seats
+from live.cluster import NodeClients
 from live.cues import Cues
-from live.database import Database, make_pool, open_redis
+from live.database import Database, make_pool, open_redis, open_tail_clients
 from live.jobs import Deferred, make_queue
 from live.log import BLOCK_MS, ShowLog
 from live.lua import Scripts
@@ -34,8 +36,9 @@ from live.parts import Parts
 from live.report import Report
 from live.rooms import Rooms
 from live.routes import http_routes
-from live.settings import Settings
+from live.settings import Settings, wechat_keys
 from live.shows import Shows
+from live.webhooks import RefusedWebhooks
 from membership.addresses import Addresses
 from membership.audience import ShowAudiences
 from membership.audit import Audit
@@ -79,7 +82,7 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
     benefits = Benefits(scripts, audiences, notices, members.facts)
     comments = Comments(scripts, audiences)
     polls = Polls(scripts, audiences)
-    provider = SandboxProvider(settings.secret, settings.public_url)
+    provider = _provider(settings)
     rooms = Rooms()
     shows = Shows(scripts, database, comments, polls, offers, benefits, Deferred(queue).after_show)
     return Parts(
@@ -104,6 +107,7 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
         api_keys=ApiKeys(),
         audit=Audit(),
         comments=comments,
+        talk_arrivals=TalkArrivals(scripts),
         polls=polls,
         reactions=Reactions(scripts),
         products=products,
@@ -112,15 +116,43 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
         orders=orders,
         payments=Payments(orders, plans, seats, provider, notices),
         provider=provider,
+        refused_webhooks=RefusedWebhooks(),
         seats=seats,
         benefits=benefits,
         claims=Claims(scripts, notices, database.transaction),
+        receipts=Receipts(settings.secret),
         rooms=rooms,
         shows=shows,
         cues=Cues(offers, benefits, polls, comments, products, shows),
         report=Report(comments, polls, shows),
         show_log=ShowLog(redis, scripts),
         queue=queue,
+    )
+
+
+def _provider(settings: Settings) -> PaymentProvider:
+    """The one payment provider of this deployment. Raises SettingsError."""
+    if settings.payment_provider == "wechat":
+        from commerce.wechat import WechatProvider
+
+        return WechatProvider(
+            mchid=settings.wechat_mchid,
+            appid=settings.wechat_appid,
+            cert_serial=settings.wechat_cert_serial,
+            apiv3_key=settings.wechat_apiv3_key,
+            keys=wechat_keys(
+                settings.wechat_private_key, settings.wechat_public_key, settings.wechat_public_key_id
+            ),
+            public_url=settings.public_url,
+            notify_url=settings.wechat_notify_url,
+            gateway=settings.wechat_gateway,
+        )
+    outside = settings.sandbox and settings.sandbox_url
+    return SandboxProvider(
+        settings.secret,
+        settings.public_url,
+        base_url=settings.sandbox_url or None,
+        page_url=f"{settings.public_url}/sandbox" if outside else None,
     )
 
 
@@ -131,9 +163,9 @@ async def close_parts(parts: Parts) -> None:
     await parts.redis.aclose()
 
 
-def open_tail(settings: Settings) -> Redis:
-    """The client that waits in XREAD."""
-    return open_redis(settings.redis_url, block_s=BLOCK_MS / 1000)
+def open_tail(settings: Settings) -> NodeClients:
+    """The clients that wait in XREAD."""
+    return open_tail_clients(settings.redis_url, block_s=BLOCK_MS / 1000)
 
 
 def create_app(parts: Parts, node: Node | None = None) -> Starlette:
@@ -142,14 +174,26 @@ def create_app(parts: Parts, node: Node | None = None) -> Starlette:
     def not_ready() -> str | None:
         return "This process is draining." if node is not None and node.draining else None
 
-    routes: list[BaseRoute] = [*http_routes(parts, not_ready), *page_routes(parts), *panel_routes(parts)]
-    if parts.settings.sandbox:
-        from live.sandbox import create_sandbox
+    def degraded() -> list[str]:
+        return [] if node is None else node.degraded()
 
+    routes: list[BaseRoute] = [
+        *http_routes(parts, not_ready, degraded),
+        *page_routes(parts),
+        *panel_routes(parts),
+    ]
+    if parts.settings.sandbox:
+        from live.sandbox import create_forward, create_sandbox
+
+        settings = parts.settings
         routes.append(
             Mount(
                 "/sandbox",
-                app=create_sandbox(parts.settings.secret, parts.settings.data_dir / "sandbox.sqlite"),
+                app=create_forward(settings.sandbox_url)
+                if settings.sandbox_url
+                else create_sandbox(
+                    settings.secret, settings.data_dir / "sandbox.sqlite", timezone=settings.timezone
+                ),
             )
         )
     routes.append(Mount("/static", app=StaticFiles(directory=STATIC)))

@@ -98,7 +98,9 @@ class Refused(Message, tag="refused", frozen=True, kw_only=True):
 
 
 class Gap(Message, tag="gap", frozen=True, kw_only=True):
-    """Events were missed and cannot be sent any more: send `resync`."""
+    """Events were missed and cannot be sent any more: send `resync`, at a random moment within `within_ms`."""
+
+    within_ms: int = 0
 
 
 class Reconnect(Message, tag="reconnect", frozen=True, kw_only=True):
@@ -108,13 +110,21 @@ class Reconnect(Message, tag="reconnect", frozen=True, kw_only=True):
 
 
 class Ping(Message, tag="ping", frozen=True, kw_only=True):
-    """Answer with `pong` or any other frame."""
+    """Answer with `pong` or any other frame. With it the window of `reconnect` for when the link is lost."""
+
+    reconnect_ms: list[int] | UnsetType = UNSET
 
 
 class YouChanged(Message, tag="you", frozen=True, kw_only=True):
     """You became someone else (joined, lapsed, renamed); newly visible states follow."""
 
     data: You
+
+
+class Muted(Message, tag="muted", frozen=True, kw_only=True):
+    """You may not comment until then (ms); null: you may again. Others are not told."""
+
+    until: int | None
 
 
 class BenefitWon(Message, tag="benefit.won", frozen=True, kw_only=True):
@@ -150,7 +160,7 @@ class Notice(Message, tag="notice", frozen=True, kw_only=True):
 
 
 OWN: Final[tuple[type[msgspec.Struct], ...]] = (
-    Welcome, Range, State, Ok, Refused, Gap, Reconnect, Ping, YouChanged,
+    Welcome, Range, State, Ok, Refused, Gap, Reconnect, Ping, YouChanged, Muted,
     BenefitWon, SeatHeld, SeatLapsed, PointsChanged, Notice,
 )  # fmt: skip
 

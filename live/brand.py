@@ -29,7 +29,7 @@ PRODUCTS: Final = (
     ProductInput(
         sku="SL-RICE-5",
         name="有机大米 5kg",
-        short="五常核心产区,当季新米,真空小包",
+        short="五常核心产区，当季新米，真空小包",
         unit="袋",
         image="/static/demo/rice.svg",
         list_fen=12_800,
@@ -42,7 +42,7 @@ PRODUCTS: Final = (
     ProductInput(
         sku="SL-PORRIDGE",
         name="十谷杂粮粥 1.2kg",
-        short="十种谷物,免泡,二十分钟出锅",
+        short="十种谷物，免泡，二十分钟出锅",
         unit="袋",
         image="/static/demo/porridge.svg",
         list_fen=3_990,
@@ -53,7 +53,7 @@ PRODUCTS: Final = (
     ProductInput(
         sku="SL-SOY",
         name="低钠酱油 500ml",
-        short="减盐三成,只用水、大豆、小麦和盐",
+        short="减盐三成，只用水、大豆、小麦和盐",
         unit="瓶",
         image="/static/demo/soy.svg",
         list_fen=2_980,
@@ -64,7 +64,7 @@ PRODUCTS: Final = (
     ProductInput(
         sku="SL-NOODLE",
         name="有机挂面 800g",
-        short="石磨小麦,三煮不浑汤",
+        short="石磨小麦，三煮不浑汤",
         unit="把",
         image="/static/demo/noodles.svg",
         list_fen=2_690,
@@ -74,7 +74,7 @@ PRODUCTS: Final = (
     ProductInput(
         sku="SL-OIL",
         name="浓香菜籽油 1.8L",
-        short="小榨头道,非转基因",
+        short="小榨头道，非转基因",
         unit="桶",
         image="/static/demo/oil.svg",
         list_fen=6_990,
@@ -85,7 +85,7 @@ PRODUCTS: Final = (
     ProductInput(
         sku="SL-SESAME",
         name="黑芝麻糊 600g",
-        short="九蒸九晒,新品会员首发",
+        short="九蒸九晒，新品会员首发",
         unit="罐",
         image="/static/demo/sesame.svg",
         list_fen=4_590,
@@ -129,7 +129,7 @@ def cues_of(products: dict[str, Product]) -> list[CueInput]:
             "benefit",
             "前 100 名开通会员送厨房三件套",
             title="前 100 名开通会员 送厨房三件套",
-            text="今晚开播后首次开通年卡的前 100 名,随首单寄出,价值 59 元。",
+            text="今晚开播后首次开通年卡的前 100 名，随首单寄出，价值 59 元。",
             what="gift",
             value_fen=5_900,
             quota=100,
@@ -139,7 +139,7 @@ def cues_of(products: dict[str, Product]) -> list[CueInput]:
             "C",
             "poll",
             "下一款粥加什么",
-            question="下一款杂粮粥,大家希望加红枣还是山药?",
+            question="下一款杂粮粥，大家希望加红枣还是山药？",
             choices=["红枣", "山药", "都要"],
         ),
         cue(
@@ -158,7 +158,7 @@ def cues_of(products: dict[str, Product]) -> list[CueInput]:
             "benefit",
             "会员抢 试吃装 30 份",
             title="会员限量试吃装 30 份",
-            text="会员专享,先到先得,随下一单寄出。",
+            text="会员专享，先到先得，随下一单寄出。",
             what="gift",
             value_fen=1_500,
             quota=30,
@@ -172,7 +172,7 @@ def cues_of(products: dict[str, Product]) -> list[CueInput]:
             product=products["SL-SESAME"].id,
             audience={"kind": "plan_members"},
         ),
-        cue("H", "announcement", "公告 发货时间", text="今晚下单,明天 16:00 前从仓库发出。"),
+        cue("H", "announcement", "公告 发货时间", text="今晚下单，明天 16:00 前从仓库发出。"),
     ]
 
 
@@ -190,10 +190,10 @@ async def load(parts: Parts) -> Demo:
             title="会员专场", slug="huiyuan-zhuanchang", host_name="小禾", audience=PLAN_MEMBERS
         ))  # fmt: skip
         show = await _show(
-            parts, t, open_room, "秋收专场:新米上市夜", "今年的新米、十谷粥和小榨菜籽油,边煮边聊。"
+            parts, t, open_room, "秋收专场：新米上市夜", "今年的新米、十谷粥和小榨菜籽油，边煮边聊。"
         )
         members_show = await _show(
-            parts, t, members_room, "会员尝鲜日:黑芝麻糊首发", "只给会员的首发,九蒸九晒怎么做。"
+            parts, t, members_room, "会员尝鲜日：黑芝麻糊首发", "只给会员的首发，九蒸九晒怎么做。"
         )
     async with parts.database.transaction() as t:
         for made in (show, members_show):

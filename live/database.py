@@ -29,6 +29,8 @@ from redis.backoff import NoBackoff
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from live.cluster import BoundedCluster, ClusterUrl, NodeClients
+from membership.partition import PARTITIONS
 from membership.transaction import Connection, Step, Transaction
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ LOCK_MS = 10_000  # a lock waited for longer is a fault, not a queue
 IDLE_MS = 60_000  # of an open transaction without a statement
 COMMAND_S = 1.0  # a script that takes longer is given up, though it may still have run
 CONNECT_S = 3.0
-REDIS_CONNECTIONS = 50  # of one client; a script takes well under 1 ms, so more would only wait in Redis
+REDIS_CONNECTIONS = (
+    50  # of one client to one server; a script takes well under 1 ms, so more would only wait in Redis
+)
 MIGRATION_PACKAGES = ("membership", "chat", "commerce", "live")
 MIGRATION_LOCK = 0x636F6D70616E696F  # "companio": one migrator at a time on a database
 VERSION_TABLE = "schema_version"
@@ -53,23 +57,48 @@ class SchemaError(Exception):
     """One line that says what is wrong with the schema and what to do."""
 
 
-def open_redis(url: str, *, block_s: float | None = None) -> Redis:
+def open_redis(url: str) -> Redis:
     """A client that never repeats a command by itself: one that timed out may have run.
 
-    `block_s` is for a client that waits in XREAD: how long the server may block.
+    For the address of a Cluster it is the Cluster's client, which has the same commands.
     """
+    address = ClusterUrl.parse(url)
+    return _open_server(url) if address is None else cast("Redis", _open_cluster(address))
+
+
+def open_tail_clients(url: str, *, block_s: float) -> NodeClients:
+    """Clients of readers that wait in XREAD; `block_s` is how long the server may let them."""
+
+    def open_client(node_url: str) -> Redis:
+        # One connection for each reader, and a few that wake them.
+        return _open_server(node_url, connections=PARTITIONS + 8, answer_s=block_s + 2.0)
+
+    return NodeClients(url, open_client, _open_cluster)
+
+
+def _open_server(url: str, *, connections: int = REDIS_CONNECTIONS, answer_s: float = COMMAND_S) -> Redis:
     # The plain pool refuses the 101st command at once; this one lets it wait its turn.
     pool = BlockingConnectionPool.from_url(
         url,
-        max_connections=REDIS_CONNECTIONS,
+        max_connections=connections,
         timeout=CONNECT_S,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=COMMAND_S if block_s is None else block_s + 2.0,
+        socket_timeout=answer_s,
         socket_connect_timeout=CONNECT_S,
         legacy_responses=False,
         decode_responses=False,
     )
     return Redis.from_pool(pool)
+
+
+def _open_cluster(address: ClusterUrl) -> BoundedCluster:
+    return BoundedCluster(
+        address,
+        connections=REDIS_CONNECTIONS,
+        turn_s=CONNECT_S,
+        command_s=COMMAND_S,
+        connect_s=CONNECT_S,
+    )
 
 
 def make_pool(url: str, *, size_max: int = 10) -> Pool:

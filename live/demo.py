@@ -8,6 +8,7 @@ import sys
 
 import segno
 
+from commerce.sandbox import control_key
 from live.app import build_parts, close_parts
 from live.brand import SHOP, Demo, load
 from live.metrics import Metrics
@@ -50,6 +51,7 @@ def screen(settings: Settings, demo: Demo, viewers: int) -> str:
         f"  viewer page   {viewer_page}",
         f"  members only  {public}/s/{demo.members_show}",
         f"  API           {public}/docs",
+        *_provider_lines(settings),
         "",
         _picture(viewer_page),
     ]
@@ -61,6 +63,15 @@ def screen(settings: Settings, demo: Demo, viewers: int) -> str:
         )
     lines += [f"Data is in {settings.data_dir}. Ctrl-C stops everything.", ""]
     return "\n".join(lines)
+
+
+def _provider_lines(settings: Settings) -> list[str]:
+    if not settings.sandbox or settings.payment_provider != "sandbox":
+        return []
+    return [
+        f"  payments      {settings.public_url}/sandbox/control",
+        f"                (make them go wrong; any name, password {control_key(settings.secret)})",
+    ]
 
 
 def _picture(address: str) -> str:

@@ -6,25 +6,30 @@ watching) is gathered here and sent in one call a show.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from psycopg import Error as SqlError
 
-from chat.comments import badge_of, public_id, shown_name
+from chat.arrivals import TalkStanding
+from chat.comments import badge_of, shown_name
 from chat.messages import CastBallot, PostComment, SendReaction
 from chat.text import clean
 from commerce.claims import ClaimGatherer
 from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
 from live import protocol as wire
+from live.arrivals import Card
+from live.circuit import Circuit
 from live.hub import ShowHub
 from live.socket import Socket
-from membership.actor import Actor, BenefitId, PollId, ShowId, is_id, new_id
+from membership.actor import Actor, BenefitId, ShowId, is_id, new_id, public_id
 from membership.behaviour import Record
+from membership.plans import Term
 from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ log = logging.getLogger("companion.dispatch")
 
 REACTIONS_PER_S_MAX: Final = 20  # of one socket; more taps in a second are not counted
 RECORDS_MAX: Final = 5_000  # behaviour records waiting in this process
+YOU_S: Final = 0.5  # who comes in waits so long for PostgreSQL to say what it knows of them
 WATCH_MIN_MS: Final = 1_000
 WATCH_PART_MS: Final = 60_000  # a longer watch is recorded in parts: a crash loses at most one
 
@@ -58,7 +64,7 @@ class Dispatch:
         self._parts = parts
         self._node = node
         self.decode = msgspec.json.Decoder(Command).decode
-        self._renew = parts.scripts.load("live", "renew_epoch")
+        self._books = Circuit(node.now, (SqlError, OSError, TimeoutError))
         self._claims = ClaimGatherer(parts.claims)
         self._reactions: dict[ShowId, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._tapped: dict[Socket, int] = defaultdict(int)
@@ -137,7 +143,10 @@ class Dispatch:
         self, socket: Socket, actor: Actor, show: ShowId, command: ClaimBenefit
     ) -> dict[str, Any]:
         won = await self._claims.claim(show, BenefitId(command.benefit), actor, _key(command))
-        return msgspec.to_builtins(won)  # type: ignore[no-any-return]
+        reply: dict[str, Any] = {"rank": won.rank, "of": won.of, "nth": won.nth}
+        if won.core:
+            reply["receipt"] = self._parts.receipts.sign(won.core)
+        return reply
 
     async def _queue(
         self, socket: Socket, actor: Actor, show: ShowId, command: QueueBenefit
@@ -162,27 +171,39 @@ class Dispatch:
     # -- what a hello is told ----------------------------------------------------------------------
 
     async def you(self, hub: ShowHub, socket: Socket) -> dict[str, Any]:
-        """Who this socket speaks for, as its page draws it."""
+        """Who this socket speaks for, as its page draws it. Raises Unavailable when that is not all known."""
+        told, whole = await self.you_for_now(hub, socket)
+        if not whole:
+            raise Unavailable(retry_ms=1000)
+        return told
+
+    async def you_for_now(self, hub: ShowHub, socket: Socket) -> tuple[dict[str, Any], bool]:
+        """The same as far as the stores answer in a moment, and whether that is all of it.
+
+        What cannot be read is empty: plan and seats without PostgreSQL, votes and mute without Redis.
+        """
         actor = socket.actor
         assert actor is not None
         who = public_id(hub.show, actor.id)
-        plan, seats = None, {}
+        whole = True
+        card = Card(None, {})
         if actor.member is not None:
-            async with self._parts.pool.connection() as conn:
-                if any(key.startswith("benefit:") for key in hub.states):
-                    seats = await self._parts.seats.standing(conn, hub.show, actor.member)
-                term = await self._parts.plans.current(conn, actor.member)
-                if term is not None:
-                    plan = {
-                        "id": term.plan,
-                        "name": term.plan_name,
-                        "ends_at": int(term.until.timestamp() * 1000),
-                        "trial": term.trial,
-                    }
-        votes = await self._parts.polls.votes(hub.show, actor.id) if socket.voted else {}
-        muted = None
+            try:
+                with self._books.asking():
+                    async with asyncio.timeout(YOU_S):
+                        has_seats = any(key.startswith("benefit:") for key in hub.states)
+                        card = await self._node.arrivals.card(hub.show, actor.member, seats=has_seats)
+            except (SqlError, OSError, TimeoutError, Unavailable):
+                whole = False
+        shown = hub.poll_shown()
+        talk = TalkStanding()
         if actor.kind == "viewer":
-            muted = await self._parts.comments.muted_until(hub.show, who)
+            try:
+                talk = await self._node.arrivals.talk(hub.show, shown, actor.id)
+            except Unavailable:
+                whole = False
+        if talk.choices is not None and shown == hub.poll:
+            socket.voted = hub.poll
         kind = "staff" if actor.kind == "staff" else "guest"
         if actor.facts.registered:
             kind = "plan" if actor.facts.plans else "registered"
@@ -191,25 +212,16 @@ class Dispatch:
             "name": shown_name(hub.show, actor),
             "badge": badge_of(actor),
             "kind": kind,
-            "plan": plan,
-            "votes": votes,
-            "muted_until": muted,
-            "seats": seats,
-        }
+            "plan": _plan_of(card.term),
+            "votes": {} if talk.choices is None else {shown: talk.choices},
+            "muted_until": talk.muted_until,
+            "seats": card.seats,
+        }, whole
 
     async def show_card(self, hub: ShowHub, socket: Socket) -> dict[str, Any]:
         state = hub.states.get("show")
         data = state.seen_by(socket.mask or 1) if state is not None else None
         return {"id": hub.show, **(data or {}), "status": hub.status}
-
-    async def voted(self, hub: ShowHub, actor: Actor) -> str | None:
-        """The open poll when this person's ballot is in it."""
-        if hub.poll and await self._parts.polls.voted(hub.show, PollId(hub.poll), actor.id):
-            return hub.poll
-        return None
-
-    async def renew_epoch(self, hub: ShowHub) -> None:
-        await self._renew(hub.show, [], [hub.epoch, hub.seq, secrets.token_hex(6)])
 
     # -- gathered ----------------------------------------------------------------------------------
 
@@ -273,6 +285,17 @@ class Dispatch:
                 self._node.metrics.dropped_behaviour.inc(len(found) - len(kept))
                 self._records[show] = kept + self._records[show]
                 self._record_count += len(kept)
+
+
+def _plan_of(term: Term | None) -> dict[str, Any] | None:
+    if term is None:
+        return None
+    return {
+        "id": term.plan,
+        "name": term.plan_name,
+        "ends_at": int(term.until.timestamp() * 1000),
+        "trial": term.trial,
+    }
 
 
 def _key(command: Any) -> str:

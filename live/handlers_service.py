@@ -7,7 +7,9 @@ from importlib import resources
 from typing import Any
 
 import msgspec
+import psycopg
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
 
 from live.http import Answer, Context, Raw
 from membership.refusal import Unavailable
@@ -16,9 +18,10 @@ DOCS_CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src
 
 
 class Health(Answer, frozen=True, kw_only=True):
-    """The process runs."""
+    """The process runs. `degraded`: likes, comments or presence given up under pressure; `log` not readable."""
 
     status: str
+    degraded: tuple[str, ...] = ()
 
 
 def version() -> str:
@@ -38,13 +41,20 @@ async def health(ctx: Context) -> Health:
 
 async def readiness(ctx: Context) -> Health:
     """Both stores answer and this process takes new work; else 503."""
-    await ctx.parts.redis.ping()
-    async with ctx.reading() as conn:
-        await conn.execute("SELECT 1")
+    try:
+        await ctx.parts.redis.ping()
+    except (RedisError, OSError, TimeoutError) as error:
+        raise Unavailable(f"Redis does not answer: {error}", retry_ms=1000) from error
+    try:
+        async with ctx.reading() as conn:
+            await conn.execute("SELECT 1")
+    except (psycopg.Error, OSError, TimeoutError) as error:
+        raise Unavailable(f"PostgreSQL does not answer: {error}", retry_ms=1000) from error
     reason = ctx.service.not_ready()
     if reason:
         raise Unavailable(reason, retry_ms=2000)
-    return Health(status="ok")
+    degraded = ctx.service.degraded()
+    return Health(status="degraded" if degraded else "ok", degraded=tuple(degraded))
 
 
 async def metrics(ctx: Context) -> Raw:

@@ -9,10 +9,10 @@ from msgspec import UNSET, Meta
 
 from commerce.benefits import Claim
 from commerce.orders import Order
-from commerce.payments import PaymentRow
+from commerce.payments import NOTE_CHARS, Decision, PaymentRow
 from commerce.products import PriceEntry, Product, ProductInput, ProductPatch, Products
 from live.http import Answer, Body, Context, IdText, PageQuery, ShowText
-from membership.actor import MemberId, OrderId, PlanId, ProductId, ShowId
+from membership.actor import MemberId, OrderId, PaymentId, PlanId, ProductId, ShowId
 from membership.audience import EVERYONE, Audience
 from membership.members import FedRow, FeedRow, Member, display_name, mask_phone
 from membership.page import Page
@@ -329,6 +329,22 @@ async def list_member_benefits(ctx: Context) -> Page[Claim]:
 
 
 async def list_odd_payments(ctx: Context) -> Page[PaymentRow]:
-    """Payments that fit no order, oldest first: a person decides."""
+    """Payments that fit no order, and those whose return the provider declined; oldest first."""
     async with ctx.reading() as conn:
         return Page(await ctx.parts.payments.to_look_at(conn, ctx.actor))
+
+
+class DecisionBody(Body, frozen=True, kw_only=True):
+    """`return`: money kept apart goes back. `keep`: it stays, settled otherwise. `by_hand`: a return that the
+    provider declined was made by other means."""
+
+    act: Decision
+    note: Annotated[str, Meta(min_length=1, max_length=NOTE_CHARS, description="Why, for the audit log")]
+
+
+async def decide_odd_payment(ctx: Context, body: DecisionBody) -> PaymentRow:
+    """A person decides about a payment that waits for one. Each decision once; it is audited."""
+    async with ctx.transaction() as t:
+        return await ctx.parts.payments.decide(
+            t, ctx.actor, PaymentId(ctx.path["payment"]), body.act, body.note
+        )

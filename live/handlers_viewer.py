@@ -13,7 +13,7 @@ from chat.comments import badge_of
 from commerce.messages import LINES_MAX, LineInput, PlaceOrder
 from commerce.order_announcer import Transactions
 from commerce.orders import Order, OrderClosed, Placed
-from commerce.payments import PaymentProvider, Payments
+from commerce.payments import PayerClient, PaymentProvider, Payments
 from commerce.prices import Quote
 from commerce.seats import SeatStatus
 from live.http import (
@@ -289,10 +289,16 @@ async def remove_address(ctx: Context) -> None:
 # -- joining and buying ----------------------------------------------------------------------------
 
 
+Openid = Annotated[
+    str, Meta(min_length=1, max_length=128, pattern="^[0-9A-Za-z_-]+$", description="The buyer's, at WeChat")
+]
+
+
 class JoinBody(Body, frozen=True, kw_only=True):
     plan: IdText
     show: ShowText | None = None
     key: KeyText | None = None
+    openid: Openid | None = None
 
 
 class Joining(Answer, frozen=True, kw_only=True):
@@ -315,6 +321,12 @@ class OrderBody(Body, frozen=True, kw_only=True):
     key: KeyText | None = None
 
 
+class PaymentBody(Body, frozen=True, kw_only=True):
+    """Inside WeChat, the page that embeds us names the buyer, and the payment opens there."""
+
+    openid: Openid | None = None
+
+
 class PaymentPageAnswer(Answer, frozen=True, kw_only=True):
     payment_url: str
 
@@ -327,12 +339,17 @@ def _needed_key(ctx: Context, body_key: str | None) -> str:
 
 
 async def make_payment_page(
-    database: Transactions, payments: Payments, provider: PaymentProvider, actor: Actor, order: OrderId
+    database: Transactions,
+    payments: Payments,
+    provider: PaymentProvider,
+    actor: Actor,
+    order: OrderId,
+    client: PayerClient | None = None,
 ) -> str:
     """The address where the order is paid. No transaction is open while the provider is called: a slow one
     would hold the order's row and a connection."""
     async with database.transaction() as t:
-        started = await payments.start(t, actor, order)
+        started = await payments.start(t, actor, order, client)
     if isinstance(started, str):
         return started
     page = await provider.create(started)
@@ -343,9 +360,9 @@ async def make_payment_page(
     return url
 
 
-async def _payment_page(ctx: Context, order: OrderId) -> str:
-    parts = ctx.parts
-    return await make_payment_page(parts.database, parts.payments, parts.provider, ctx.actor, order)
+async def _payment_page(ctx: Context, order: OrderId, openid: str | None) -> str:
+    parts, client = ctx.parts, PayerClient(ip=ctx.client_ip, openid=openid or "")
+    return await make_payment_page(parts.database, parts.payments, parts.provider, ctx.actor, order, client)
 
 
 async def join_plan(ctx: Context, body: JoinBody) -> Joining:
@@ -359,7 +376,7 @@ async def join_plan(ctx: Context, body: JoinBody) -> Joining:
         if show is not None:
             await ctx.parts.shows.get(t.conn, show)
         placed = await ctx.parts.orders.place_plan(t, ctx.actor, PlanId(body.plan), show, key)
-    url = await _payment_page(ctx, placed.order)
+    url = await _payment_page(ctx, placed.order, body.openid)
     return Joining(order=placed, payment_url=url, seat=placed.seat)
 
 
@@ -398,9 +415,9 @@ async def read_my_order(ctx: Context) -> Order:
         return await ctx.parts.orders.get(conn, ctx.actor, OrderId(ctx.path["order"]))
 
 
-async def start_payment(ctx: Context) -> PaymentPageAnswer:
+async def start_payment(ctx: Context, body: PaymentBody) -> PaymentPageAnswer:
     """The page where the order is paid. Asked again, it is the same payment; the hold is not renewed."""
-    return PaymentPageAnswer(payment_url=await _payment_page(ctx, OrderId(ctx.path["order"])))
+    return PaymentPageAnswer(payment_url=await _payment_page(ctx, OrderId(ctx.path["order"]), body.openid))
 
 
 async def cancel_my_order(ctx: Context) -> Order:
@@ -419,7 +436,7 @@ async def refund_my_order(ctx: Context) -> Order:
 
 
 class MyBenefit(Answer, frozen=True, kw_only=True, omit_defaults=True):
-    """Something won: yours, with its rank, which never changes."""
+    """Something won: yours, with its rank, which never changes, and the signed receipt of it."""
 
     id: str
     benefit: BenefitId
@@ -432,14 +449,22 @@ class MyBenefit(Answer, frozen=True, kw_only=True, omit_defaults=True):
     of: int
     state: str
     claimed_at: int
+    receipt: str = ""
 
 
 async def list_my_benefits(ctx: Context) -> Page[MyBenefit]:
     """What one has won, newest first, with rank and state."""
     async with ctx.reading() as conn:
         claims = await ctx.parts.benefits.claims_of(conn, ctx.member)
-    fields = MyBenefit.__struct_fields__
-    return Page(tuple(MyBenefit(**{name: getattr(claim, name) for name in fields}) for claim in claims))
+        held = await ctx.parts.receipts.of_member(conn, ctx.member, limit=200)
+    receipts = {one.claim: one.receipt for one in held.items}
+    fields = [name for name in MyBenefit.__struct_fields__ if name != "receipt"]
+    return Page(
+        tuple(
+            MyBenefit(**{name: getattr(claim, name) for name in fields}, receipt=receipts.get(claim.id, ""))
+            for claim in claims
+        )
+    )
 
 
 async def list_my_tags(ctx: Context) -> Page[MyTag]:

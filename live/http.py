@@ -187,6 +187,7 @@ PATH_FORMS: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "offer": (_UUID, "The offer's id"),
     "benefit": (_UUID, "The benefit's id"),
     "order": (_UUID, "The order's id"),
+    "payment": (_UUID, "The payment's id"),
     "member": (_UUID, "The member's id"),
     "product": (_UUID, "The product's id"),
     "price": (_UUID, "The id of a line of a price list"),
@@ -218,6 +219,7 @@ class Service:
         metrics: Metrics,
         count_rate: PlainScript,
         not_ready: Callable[[], str | None],
+        degraded: Callable[[], list[str]],
     ) -> None:
         self.openapi = openapi
         self.asyncapi = asyncapi
@@ -226,6 +228,7 @@ class Service:
         self.addresses = Rates(WRITES_PER_S * UNNAMED_FACTOR, WRITES_AT_ONCE * UNNAMED_FACTOR)
         self.count_rate = count_rate
         self.not_ready = not_ready  # why no new work should come here; None when it may
+        self.degraded = degraded  # what is given up under pressure, or cannot be read
 
     def answered(self, route: str, status: int, took_s: float) -> None:
         self.metrics.http.labels(route, f"{status // 100}xx").observe(took_s)
@@ -501,7 +504,8 @@ class Door:
             await redis.delete(record)
             raise
         kept = b"%d\n" % response.status_code + bytes(response.body)
-        async with redis.pipeline(transaction=True) as pipe:
+        # One packet, not MULTI: the Cluster client runs each command of a MULTI in a thread of its own.
+        async with redis.pipeline(transaction=False) as pipe:
             pipe.hset(record, mapping={"digest": digest, "answer": kept})
             pipe.expire(record, REPLY_KEPT_S)
             await pipe.execute()

@@ -8,47 +8,74 @@ show; what is urgent cuts the beat short. Rejoins are served from a ring in memo
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from live import protocol as wire
-from live.log import Changes, Entry, State
+from live.log import Changes, Entry, Part, State
 from live.metrics import Metrics
-from live.socket import SKIP_TRANSIENT, WRITE_LOW, Kind, Socket
-from membership.actor import ShowId
-from membership.audience import EVERYONE_BIT, Audience, mask_of_actor
+from live.pressure import Pressure
+from live.ring import Ring
+from live.sampling import Sampler
+from live.socket import WRITE_LOW, Kind, Socket
+from membership.actor import PollId, ShowId
+from membership.audience import EVERYONE_BIT, STAFF_BIT, Audience, mask_of_actor
 
 BEAT_MIN_S, BEAT_MAX_S = 0.05, 0.25
-RING_S = 60.0
-RING_BYTES = 2_097_152
 REPLAY_BYTES_MAX = 131_072  # a longer replay becomes a snapshot
 RECENT_SHOWN = 30
 COMMENTS = (b'"type":"comment.posted"',)
 TICKER = tuple(
     b'"type":"%s"' % kind for kind in (b"benefit.claimed", b"plan.joined", b"order.placed", b"order.paid")
 )
-WRITES_PER_STEP = 500  # then the loop gets its turn: about 5 ms of writing
+WRITES_PER_STEP, WRITES_PER_STEP_MIN = 500, 100  # then the loop gets its turn: about 5 ms of writing
+STEP_S = 0.01  # a step that took longer makes the next ones smaller
+FRAME_BYTES_MAX = 65_536  # of events in one frame; a beat that brings more is told in several
+MUTES = (b'"type":"viewer.muted"', b'"type":"viewer.unmuted"')
 NOTHING = wire.SharedFrame(b"[]")  # a replay in which nothing was missed
 CACHED_MAX = 64  # snapshots and replays kept till the next beat: at most 8 MB
 TRANSIENT_STATES = frozenset({"presence", "reactions"})
+LOCAL_STATES = frozenset({"log", "sampling"})  # of this node, not of the store
 
 
-def beat_s(viewers: int) -> float:
-    """50 ms up to 500 viewers, 100 ms at 1,000, 250 ms from 2,500 on."""
-    return min(BEAT_MAX_S, max(BEAT_MIN_S, viewers / 10_000))
+def beat_s(viewers: int, took_s: float = 0.0) -> float:
+    """50 ms up to 500 viewers, 100 ms at 1,000, 250 ms from 2,500 on; twice what writing the last took."""
+    return min(BEAT_MAX_S, max(BEAT_MIN_S, viewers / 10_000, 2 * took_s))
 
 
 class ShowHub:
-    """One show on this node."""
+    """One show on this node.
 
-    def __init__(self, show: ShowId, changes: Changes, now: Callable[[], float], metrics: Metrics) -> None:
+    `turn` and `pressure` are the process's: one show writes a step at a time, and what is given up under
+    pressure is given up by all. `comments_per_s` go on screens; 0 for all.
+    """
+
+    def __init__(
+        self,
+        show: ShowId,
+        changes: Changes,
+        now: Callable[[], float],
+        metrics: Metrics,
+        *,
+        turn: asyncio.Lock | None = None,
+        pressure: Pressure | None = None,
+        comments_per_s: int = 0,
+    ) -> None:
         self.show = show
         self.now = now
         self.metrics = metrics
+        self.pressure = pressure or Pressure(now())
+        self.sampler = Sampler(comments_per_s, now())
         self.classes: dict[int, dict[Socket, None]] = {}  # mask -> its viewers
+        self.states: dict[str, State] = {}
+        self._turn = turn or asyncio.Lock()
+        self._step = WRITES_PER_STEP
+        self._took_s = 0.0
+        self._unsorted: list[Socket] = []  # whose class may no longer be the right one
+        self._gapped, self._gap = False, b""  # and who are told that their log is another one now
         self.viewers = 0
         self._flushed_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -69,25 +96,16 @@ class ShowHub:
         self.poll = changes.poll
         self.audiences = changes.audiences
         self.room_audience = changes.room_audience
-        self.states: dict[str, State] = {state.key: state for state in changes.states}
-        self.ring: deque[tuple[float, Entry]] = deque()
-        self.ring_bytes = 0
+        kept = [state for key, state in self.states.items() if key in LOCAL_STATES]
+        self.states = {state.key: state for state in (*changes.states, *kept)}
+        self.ring = Ring()
         for entry in changes.entries:
-            self._keep(entry)
+            self.ring.keep(entry, self.now(), self.sent)
         self._changed: set[str] = set()
         self._had: dict[str, int] = {}  # of states that changed since the last frame: who had them, as bits
         self._cache: dict[tuple[Any, ...], Any] = {}
 
     # -- what the log brings -----------------------------------------------------------------------
-
-    def _keep(self, entry: Entry) -> None:
-        self.ring.append((self.now(), entry))
-        self.ring_bytes += len(entry.event)
-        oldest = self.now() - RING_S
-        while self.ring and (self.ring_bytes > RING_BYTES or self.ring[0][0] < oldest):
-            if self.ring[0][1].seq > self.sent:
-                break  # not yet told to anybody
-            self.ring_bytes -= len(self.ring.popleft()[1].event)
 
     def receive(self, entries: Iterable[Entry]) -> bool:
         """Take entries in; False when a number is missing (the caller refetches)."""
@@ -98,19 +116,23 @@ class ShowHub:
             if entry.seq != self.seq + 1:
                 return False
             self.seq = entry.seq
-            self._keep(entry)
+            self.ring.keep(entry, self.now(), self.sent)
             urgent = urgent or entry.urgent
             if entry.redacts is not None:
-                self._redact(entry.redacts)
+                self.ring.redact(entry.redacts)
+                self._cache.clear()
+            if entry.bit == STAFF_BIT and any(kind in entry.event[:60] for kind in MUTES):
+                self._tell_muted(entry.event)
         self._schedule(urgent or bool(self._waiters))
         return True
 
-    def _redact(self, seq: int) -> None:
-        for _, entry in self.ring:
-            if entry.seq == seq:
-                self.ring_bytes -= len(entry.event)
-                entry.event = b""
-        self._cache.clear()
+    def _tell_muted(self, event: bytes) -> None:
+        """Whoever was muted, or may speak again, on each page they have open here: the event is staff's."""
+        said = msgspec.json.decode(event)
+        for group in self.classes.values():
+            for socket in group:
+                if socket.public_id == said["viewer"]:
+                    socket.tell({"type": "muted", "until": said.get("until")})
 
     def apply(self, changes: Changes) -> bool:
         """Newer states; True when classes may have changed (audiences or the open poll).
@@ -127,18 +149,50 @@ class ShowHub:
                 self._had[state.key] = self._had.get(state.key, 0) | before.bits
             self.states[state.key] = state
             self._changed.add(state.key)
-        regroup = changes.audiences != self.audiences or changes.poll != self.poll
+        everyone = changes.audiences != self.audiences or changes.room_audience != self.room_audience
+        voters = changes.poll != self.poll  # nobody has voted in the new one yet
         self.version = changes.version
         self.status = changes.status
         self.room_audience = changes.room_audience
         self.audiences, self.poll = changes.audiences, changes.poll
-        if regroup:
-            for socket in [s for group in self.classes.values() for s in group]:
-                self.regroup(socket)
+        if everyone or voters:
+            self._unsorted = [
+                socket
+                for group in self.classes.values()
+                for socket in group
+                if everyone or self._gapped or socket.voted
+            ]
         if changes.states:
             self._cache.clear()
-            self._schedule(urgent=False)
-        return regroup
+        self._schedule(urgent=False)
+        return everyone or voters
+
+    def tell_again(self, keys: Iterable[str]) -> None:
+        """States that were withheld are told as they are now."""
+        self._changed |= self.states.keys() & set(keys)
+        self._schedule(urgent=False)
+
+    def tell_local(self, key: str, data: dict[str, Any] | None) -> None:
+        """A state of this node alone: its log, its sampling. None takes it away."""
+        state = State(key, int(time.time() * 1000), () if data is None else (Part(a=0, d=data),), {})
+        before = self.states.get(key)
+        if before is None and data is None:
+            return
+        if before is not None:
+            self._had[key] = self._had.get(key, 0) | before.bits
+            state.had = before.had | before.bits
+            state.version = max(state.version, before.version + 1)
+        self.states[key] = state
+        self._changed.add(key)
+        self._cache.clear()
+        self._schedule(urgent=True)
+
+    def poll_shown(self) -> PollId | None:
+        """The open poll, else the one closed last."""
+        if self.poll:
+            return PollId(self.poll)
+        shown = [key for key, state in self.states.items() if key.startswith("poll:") and state.parts]
+        return PollId(shown[-1].removeprefix("poll:")) if shown else None
 
     async def reached(self, seq: int, timeout_s: float) -> bool:
         """Wait until `seq` has come here and has been given to a frame."""
@@ -207,12 +261,12 @@ class ShowHub:
     # -- the beat ----------------------------------------------------------------------------------
 
     def _schedule(self, urgent: bool) -> None:
-        if self.seq == self.sent and not self._changed:
+        if self.seq == self.sent and not self._changed and not self._unsorted:
             return
         if self._flushing:
             self._due = self._due or urgent
             return
-        wait_s = 0.0 if urgent else self._flushed_at + beat_s(self.viewers) - self.now()
+        wait_s = 0.0 if urgent else self._flushed_at + beat_s(self.viewers, self._took_s) - self.now()
         loop = asyncio.get_running_loop()
         if self._timer is not None:
             if wait_s > 0:
@@ -222,86 +276,145 @@ class ShowHub:
 
     def _start_flush(self) -> None:
         self._timer = None
-        if not self._flushing and (self.seq > self.sent or self._changed):
+        if not self._flushing and (self.seq > self.sent or self._changed or self._unsorted):
             self._flushing = True
             task = asyncio.get_running_loop().create_task(self._flush())
             self.metrics.hold(task)
 
-    def pending(self) -> list[Entry]:
-        found: list[Entry] = []
-        for _, entry in reversed(self.ring):
-            if entry.seq <= self.sent:
-                break
-            found.append(entry)
-        return found[::-1]
-
     async def _flush(self) -> None:
         """One frame per class in use, written in steps so that the loop never stalls."""
         try:
-            entries, first, last = self.pending(), self.sent + 1, self.seq
+            await self._sort()
+            started = self.now()
+            entries, first, last = self.ring.after(self.sent), self.sent + 1, self.seq
+            self._sample(entries, started)
             changed, self._changed = self._changed, set()
             had, self._had = self._had, {}
+            changed = {key for key in changed if not self._withheld(key)}
             kind = (
                 Kind.EVENTS
                 if last >= first
                 else (Kind.TRANSIENT if changed <= TRANSIENT_STATES else Kind.STATE)
             )
             work = [
-                (self._frame(mask, entries, first, last, changed, had), list(group))
-                for mask, group in self.classes.items()
+                (
+                    self._frame(mask, part, start, end, changed if end == last else set(), had),
+                    group,
+                    start,
+                    end,
+                )
+                for part, start, end in _frames_of(entries, first, last)
+                for mask, group in [(mask, list(group)) for mask, group in self.classes.items()]
             ]
             self.sent = last  # who enters from here on has a snapshot that includes these
-            self._flushed_at = self.now()
+            self._flushed_at = started
             self._cache.clear()
             for waited in [w for w in self._waiters if w[0] <= last]:
                 self._waiters.remove(waited)
                 if not waited[1].done():
                     waited[1].set_result(None)
             self._rotation += 1
-            for data, sockets in work:
-                if data is None:
-                    continue
-                turn = self._rotation * WRITES_PER_STEP % max(1, len(sockets))
-                sockets = sockets[turn:] + sockets[:turn]
-                for start in range(0, len(sockets), WRITES_PER_STEP):
-                    self._write(data, sockets[start : start + WRITES_PER_STEP], kind, first, last)
-                    await asyncio.sleep(0)
+            for data, sockets, start, end in work:
+                if data is not None:
+                    await self._write_all(data, sockets, kind, start, end)
+            self._took_s = self.now() - started
             self.metrics.events.inc(last - first + 1)
+            self.metrics.flush.observe(self._took_s)
+            self.metrics.beat_length.set(beat_s(self.viewers, self._took_s))
         finally:
             self._flushing = False
             urgent, self._due = self._due, False
             self._schedule(urgent)
 
+    async def _sort(self) -> None:
+        """Put viewers into their classes after audiences, the poll, the room's audience or the log changed."""
+        while self._unsorted:
+            unsorted, self._unsorted = self._unsorted[:WRITES_PER_STEP], self._unsorted[WRITES_PER_STEP:]
+            for socket in unsorted:
+                if not socket.joined:
+                    continue
+                if not in_room(self.room_audience, socket):
+                    socket.close(wire.MEMBERS_ONLY)
+                    continue
+                self.regroup(socket)
+                if self._gapped:
+                    socket.behind, socket.easy = None, False
+                    socket.send(self._gap, Kind.PERSONAL)
+            await asyncio.sleep(0)
+        self._gapped = False
+
+    def _sample(self, entries: Sequence[Entry], now: float) -> None:
+        budget = self.pressure.comments_per_s(self.sampler.per_s)
+        self.metrics.sampled.inc(self.sampler.choose(entries, now, budget))
+
+    def _withheld(self, key: str) -> bool:
+        """What is not told under pressure; the latest value follows when it is over."""
+        return key in TRANSIENT_STATES and self.pressure.gives_up(key)
+
+    async def _write_all(
+        self, data: wire.SharedFrame, sockets: list[Socket], kind: Kind, first: int, last: int
+    ) -> None:
+        """A frame to a class, in steps; who is first is another one at each beat."""
+        turn = self._rotation * WRITES_PER_STEP % max(1, len(sockets))
+        sockets = sockets[turn:] + sockets[:turn]
+        start = 0
+        while start < len(sockets):
+            step = self._step
+            async with self._turn:
+                began = self.now()
+                self._write(data, sockets[start : start + step], kind, first, last)
+                await asyncio.sleep(0)  # what was written leaves in this pass of the loop
+                took_s = self.now() - began
+            start += step
+            if took_s > STEP_S:
+                self._step = max(WRITES_PER_STEP_MIN, step // 2)
+            elif self._step < WRITES_PER_STEP:
+                self._step = min(WRITES_PER_STEP, step + WRITES_PER_STEP_MIN)
+
     def _write(
         self, data: wire.SharedFrame, sockets: list[Socket], kind: Kind, first: int, last: int
     ) -> None:
-        """One step of a flush. Who keeps up costs a look at two numbers and the write itself."""
-        plain, deflated = data.plain, data.deflated if any(s.deflates for s in sockets) else b""
-        written = size = 0
+        """One step of a flush. Who keeps up costs a look at one flag and the write itself."""
+        plain, deflated = data.plain, b""
+        written = shrunk = 0
         for socket in sockets:
-            if socket.closing or (kind is Kind.EVENTS and socket.at >= last):
-                continue  # gone, or healed or resynced while this frame was on its way
-            if socket.behind is not None:
-                if not self.heal(socket) and kind is Kind.STATE:
-                    socket.send_shared(data, kind)
-                continue
-            frame = deflated if socket.deflates else plain
-            if socket.transport.get_write_buffer_size() <= SKIP_TRANSIENT:
-                socket.transport.write(frame)
-            elif not socket.send(frame, kind):
-                if not socket.closing:
-                    socket.behind = first - 1
-                    self.metrics.skipped.labels(kind.name.lower()).inc()
-                continue
-            written += 1
-            size += len(frame)
-        self.metrics.frames.inc(written)
-        self.metrics.bytes_out.inc(size)
+            if socket.easy:
+                if socket.deflates:
+                    socket.transport.write(deflated or (deflated := data.deflated))
+                    shrunk += 1
+                else:
+                    socket.transport.write(plain)
+                    written += 1
+            elif self._write_with_care(data, socket, kind, first, last):
+                if socket.deflates:
+                    shrunk += 1
+                else:
+                    written += 1
+        self.metrics.frames.inc(written + shrunk)
+        self.metrics.bytes_out.inc(written * len(plain) + shrunk * len(deflated or plain))
+
+    def _write_with_care(
+        self, data: wire.SharedFrame, socket: Socket, kind: Kind, first: int, last: int
+    ) -> bool:
+        """To one who is slow, or has just come, healed or resynced; whether the frame was written."""
+        if socket.closing or (kind is Kind.EVENTS and socket.at >= last):
+            return False  # gone, or has these already: healed or resynced while the frame was on its way
+        if socket.behind is not None:
+            if not self.heal(socket) and kind is Kind.STATE:
+                socket.send_shared(data, kind)
+            return False
+        if not socket.send_shared(data, kind):
+            if not socket.closing:
+                socket.behind = first - 1
+                self.metrics.skipped.labels(kind.name.lower()).inc()
+            return False
+        socket.easy = socket.stalled_at is None and not socket.closing
+        return True
 
     def _frame(
         self,
         mask: int,
-        entries: list[Entry],
+        entries: Sequence[Entry],
         first: int,
         last: int,
         changed: set[str],
@@ -310,7 +423,7 @@ class ShowHub:
         parts: list[bytes] = []
         if last >= first:
             parts.append(wire.range_head(self.epoch, first, last))
-            parts += [wire.numbered(e.seq, e.event) for e in entries if e.event and mask >> e.bit & 1]
+            parts += _shown(entries, mask)
         for key in changed:
             state = self.states[key]
             data = state.seen_by(mask)
@@ -343,23 +456,16 @@ class ShowHub:
     def _recent(self, mask: int, kinds: tuple[bytes, ...]) -> list[msgspec.Raw]:
         key = ("recent", mask, kinds)
         if key not in self._cache:
-            found = []
-            for _, entry in reversed(self.ring):
-                if (
-                    entry.seq <= self.sent
-                    and mask >> entry.bit & 1
-                    and any(kind in entry.event[:80] for kind in kinds)
-                ):
-                    found.append(msgspec.Raw(wire.numbered(entry.seq, entry.event)))
-                    if len(found) == RECENT_SHOWN:
-                        break
-            self._cache[key] = found[::-1]
+            self._cache[key] = [
+                msgspec.Raw(wire.numbered(entry.seq, entry.event))
+                for entry in self.ring.latest(kinds, mask, self.sent, RECENT_SHOWN)
+            ]
         cached: list[msgspec.Raw] = self._cache[key]
         return cached
 
     def covers(self, seq: int) -> bool:
         """Whether the ring has everything after `seq` up to `sent`."""
-        return seq >= self.sent or (bool(self.ring) and self.ring[0][1].seq <= seq + 1)
+        return seq >= self.sent or self.ring.covers(seq)
 
     def replay(self, mask: int, since: int, older: Sequence[Entry] = ()) -> wire.SharedFrame | None:
         """One frame with every event after `since` up to `sent`; an empty one when there was none.
@@ -381,7 +487,7 @@ class ShowHub:
         if all(seq in missed for seq in numbers):
             events = [missed[seq] for seq in numbers]
             parts = [wire.range_head(self.epoch, since + 1, self.sent)]
-            parts += [wire.numbered(e.seq, e.event) for e in events if e.event and mask >> e.bit & 1]
+            parts += _shown(events, mask)
             data = wire.array(parts)
             if len(data) <= REPLAY_BYTES_MAX:
                 framed = wire.SharedFrame(data)
@@ -401,10 +507,10 @@ class ShowHub:
         if since < self.sent:
             data = self.replay(socket.mask, since)
             if data is None:
-                socket.tell({"type": "gap"})
+                socket.tell({"type": "gap", "within_ms": 0})
                 return True
             socket.send_shared(data, Kind.PERSONAL)
-        socket.at = self.sent
+        socket.at, socket.easy = self.sent, False
         gone = [
             msgspec.Raw(_state_message(state, None))
             for state in self.states.values()
@@ -416,13 +522,31 @@ class ShowHub:
         self.metrics.healed.inc()
         return True
 
-    def gap_for_all(self) -> None:
-        """The log was reborn: everyone needs a new snapshot."""
-        data = wire.message_frame({"type": "gap"})
-        for group in self.classes.values():
-            for socket in group:
-                socket.behind = None
-                socket.send(data, Kind.PERSONAL)
+    def begin_anew(self, changes: Changes, within_ms: int) -> None:
+        """The log was reborn: everyone is put into their class again and asks for a snapshot, over `within_ms`."""
+        self.load(changes)
+        self._unsorted = [socket for group in self.classes.values() for socket in group]
+        self._gapped = True
+        self._gap = wire.message_frame({"type": "gap", "within_ms": within_ms})
+        self._schedule(urgent=True)
+
+
+def _shown(entries: Iterable[Entry], mask: int) -> list[bytes]:
+    return [wire.numbered(e.seq, e.event) for e in entries if e.event and mask >> e.bit & 1 and not e.sampled]
+
+
+def _frames_of(entries: Sequence[Entry], first: int, last: int) -> list[tuple[Sequence[Entry], int, int]]:
+    """The entries of a beat and their range, cut where a frame would be too long."""
+    cuts, size = [0], 0
+    for index, entry in enumerate(entries):
+        size += len(entry.event)
+        if size > FRAME_BYTES_MAX and index > cuts[-1]:
+            cuts.append(index)
+            size = len(entry.event)
+    if len(cuts) == 1:
+        return [(entries, first, last)]
+    parts = [entries[start:end] for start, end in zip(cuts, [*cuts[1:], len(entries)], strict=True)]
+    return [(part, part[0].seq, part[-1].seq) for part in parts]
 
 
 def _state_message(state: State, data: dict[str, Any] | None) -> bytes:

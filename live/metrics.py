@@ -23,6 +23,25 @@ class Metrics:
         self.events = Counter("events", "Log entries fanned out", **made)
         self.bytes_out = Counter("bytes_out", "Bytes of shared frames written", **made)
         self.skipped = Counter("skipped_frames", "Frames a slow viewer did not get", ["kind"], **made)
+        self.sampled = Counter("sampled_comments", "Comments left out of a sample", **made)
+        self.flush = Histogram(
+            "flush_seconds",
+            "From the first to the last viewer of one beat",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+            **made,
+        )
+        self.stalled = Gauge("stalled_viewers", "Viewers above the high mark of their buffer", **made)
+        self.buffered_bytes = Gauge("buffered_bytes", "Bytes that viewers have yet to read", **made)
+        self.degraded = Gauge(
+            "degraded_step", "0 all is shown, 1 no likes, 2 fewer comments, 3 no presence", **made
+        )
+        self.loop_late = Gauge("loop_late_seconds", "How late the loop was at its last look", **made)
+        self.log_lag = Gauge(
+            "log_lag_seconds", "Since a partition's log was last read to its end", ["partition"], **made
+        )
+        self.beat_length = Gauge(
+            "beat_seconds", "Shortest time between two frames, of the show told last", **made
+        )
         self.healed = Counter("healed", "Slow viewers brought up to date from the ring", **made)
         self.snapshots = Counter("snapshots", "Joins answered by snapshot", **made)
         self.replays = Counter("replays", "Joins answered by replay", **made)

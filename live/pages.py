@@ -75,10 +75,18 @@ WORDS: Final[dict[Lang, dict[str, str]]] = {
         "mine": "我的订单与权益",
         "noscript": "看直播需要打开浏览器的 JavaScript。",
         "missing_title": "没有这场直播",
-        "missing_text": "链接可能抄错了,或这场直播已撤下。",
+        "missing_text": "链接可能抄错了，或这场直播已撤下。",
         "down_title": "暂时打不开",
-        "down_text": "系统正在恢复,请稍后刷新。",
+        "down_text": "系统正在恢复，请稍后刷新。",
         "home": "看看其他直播",
+        "pay_title": "微信支付",
+        "pay_opening": "正在打开微信支付…",
+        "pay_outside": "请在微信里打开这个页面。",
+        "pay_cancelled": "还没有付款，订单为您保留到时间结束。",
+        "pay_failed": "没有付成，可以再试一次。",
+        "pay_nothing": "这个支付链接不完整，请从订单重新进入。",
+        "pay_again": "重新支付",
+        "pay_back": "返回订单",
     },
     "en": {
         "shows": "Live shows",
@@ -96,6 +104,14 @@ WORDS: Final[dict[Lang, dict[str, str]]] = {
         "down_title": "Not available right now",
         "down_text": "The service is coming back. Please reload in a moment.",
         "home": "See other shows",
+        "pay_title": "WeChat Pay",
+        "pay_opening": "Opening WeChat Pay…",
+        "pay_outside": "Please open this page inside WeChat.",
+        "pay_cancelled": "Not paid yet. The order is kept for you until its time is over.",
+        "pay_failed": "The payment did not go through. You may try again.",
+        "pay_nothing": "This payment link is not complete. Please start again from your order.",
+        "pay_again": "Pay again",
+        "pay_back": "Back to the order",
     },
 }
 
@@ -329,6 +345,10 @@ class Pages:
             )
         return response
 
+    async def pay_wechat(self, request: Request) -> Response:
+        """Where WeChat's browser opens the payment; what to open stands in the address's fragment."""
+        return self.render("pay_wechat.html", request)
+
     def missing(self, request: Request, status: int = 404) -> HTMLResponse:
         words = WORDS[choose_language(request)]
         name = "missing" if status == 404 else "down"
@@ -360,7 +380,7 @@ def guarded(pages: Pages, handler: Handler) -> Handler:
 
 
 def page_routes(parts: Parts) -> list[BaseRoute]:
-    """/, /s/{show}, /r/{room}, /me/orders, /me/benefits and /static."""
+    """/, /s/{show}, /r/{room}, /me/orders, /me/benefits, /pay/wechat and /static."""
     pages = Pages(parts)
     return [
         Route("/", guarded(pages, pages.shop)),
@@ -368,6 +388,7 @@ def page_routes(parts: Parts) -> list[BaseRoute]:
         Route("/r/{room}", guarded(pages, pages.room)),
         Route("/me/orders", guarded(pages, pages.mine)),
         Route("/me/benefits", guarded(pages, pages.mine)),
+        Route("/pay/wechat", guarded(pages, pages.pay_wechat)),
         Mount("/static", app=pages.files, name="static"),
     ]
 

@@ -46,7 +46,7 @@ WORDS: Final[dict[Lang, dict[str, str]]] = {
         "sign_in_title": "登录控制台",
         "sign_in_field": "粘贴收到的链接",
         "sign_in_button": "登录",
-        "sign_in_new": "需要新的链接?请店主或管理员重新生成一个。",
+        "sign_in_new": "需要新的链接？请店主或管理员重新生成一个。",
     },
     "en": {
         "panel": "Host panel",

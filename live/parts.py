@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import procrastinate
 from redis.asyncio import Redis
 
+from chat.arrivals import Arrivals as TalkArrivals
 from chat.comments import Comments
 from chat.polls import Polls
 from chat.reactions import Reactions
@@ -17,6 +18,7 @@ from commerce.orders import Orders
 from commerce.payments import PaymentProvider, Payments
 from commerce.prices import Quotes
 from commerce.products import Products
+from commerce.receipts import Receipts
 from commerce.seats import Seats
 from live.cues import Cues
 from live.database import Database, Pool
@@ -27,6 +29,7 @@ from live.report import Report
 from live.rooms import Rooms
 from live.settings import Settings
 from live.shows import Shows
+from live.webhooks import RefusedWebhooks
 from membership.addresses import Addresses
 from membership.audience import ShowAudiences
 from membership.audit import Audit
@@ -64,6 +67,7 @@ class Parts:
     api_keys: ApiKeys
     audit: Audit
     comments: Comments
+    talk_arrivals: TalkArrivals
     polls: Polls
     reactions: Reactions
     products: Products
@@ -72,9 +76,11 @@ class Parts:
     orders: Orders
     payments: Payments
     provider: PaymentProvider
+    refused_webhooks: RefusedWebhooks
     seats: Seats
     benefits: Benefits
     claims: Claims
+    receipts: Receipts
     rooms: Rooms
     shows: Shows
     cues: Cues

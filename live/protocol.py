@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from membership.refusal import Refusal
+from membership.refusal import Away, Refusal
 
 SUBPROTOCOL: Final = "companion.v1"
 
@@ -97,6 +97,8 @@ class ViewProduct(msgspec.Struct, frozen=True, tag="product.view", tag_field="ty
     product: Annotated[str, msgspec.Meta(max_length=64)]
 
 
+AWAY: Final = "The store does not answer; try again."  # which one, and how it failed, is for the log
+
 ENCODE: Final = msgspec.json.Encoder().encode
 
 
@@ -172,7 +174,7 @@ def refused(command_id: int | None, refusal: Refusal) -> dict[str, Any]:
         "type": "refused",
         "id": command_id,
         "code": refusal.word,
-        "message": str(refusal),
+        "message": AWAY if isinstance(refusal, Away) else str(refusal),
         "retry_ms": refusal.retry_ms,
         **refusal.details,
     }

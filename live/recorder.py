@@ -67,6 +67,10 @@ class Recorder:
         epoch = found[0]
         known, _, seq_text = str(row["last_id"]).rpartition(":")
         seq = int(seq_text) if known == epoch and seq_text else 0
+        if known and known != epoch:
+            # A renewed log begins with entries of the epoch before, which are recorded, or lost with it.
+            before, agreed = await self._parts.show_log.renewed(show)
+            seq = min(int(seq_text), agreed) if before == known else 0
         copied = 0
         while True:
             try:

@@ -1,7 +1,7 @@
 """What happens on a clock in a serving process: one task a rhythm, none a viewer.
 
-pings and expiries 4× a second over a slice of the sockets · counters of each show 4× a second · likes and
-behaviour once a second · presence each 3 s · the log's position each 10 s.
+the wheel (pings, expiries) and the loop's lateness 4× a second · counters of each show 4× a second · likes,
+behaviour and buffers once a second · presence and sampling each 3 s · the log's position each 10 s.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from live import protocol as wire
+from live.ending import end
+from live.hub import TRANSIENT_STATES
 from live.metrics import Metrics
-from live.node import PING_S, PONG_WAIT_S, Node
+from live.node import HELLO_WAIT_S, PING_S, PONG_WAIT_S, Node
 from live.socket import STALL_S, Socket
+from live.wheel import SLOT_S
 from membership.refusal import Refusal
 
 log = logging.getLogger("companion.rounds")
 
-HELLO_WAIT_S: Final = 5.0
-WHEEL_S: Final = 0.25
 COUNTERS_S: Final = 0.25
 BATCH_S: Final = 1.0
 PRESENCE_S: Final = 3.0
@@ -30,6 +31,7 @@ PRESENCE_TTL_MS: Final = 15_000
 POSITION_S: Final = 10.0
 REFRESH_GRACE_S: Final = 30.0
 EMPTY_HUB_S: Final = 60.0
+BUFFERS_RELIEF: Final = 0.9  # of the bound: down to here the slowest are let go
 
 
 class Rounds:
@@ -39,14 +41,18 @@ class Rounds:
         self._node = node
         self._metrics = metrics
         self._touch_presence = node.parts.scripts.load("live", "touch_presence")
-        self._ping = wire.message_frame({"type": "ping"})
         self._tasks: list[asyncio.Task[None]] = []
+        self._late_s = 0.0
+        self._ping = b""
+        self._buffers_max = node.parts.settings.buffers_max_mb * 1_048_576
 
     def start(self) -> None:
         for every_s, act in (
-            (WHEEL_S, self._wheel),
+            (SLOT_S, self._turn),
             (COUNTERS_S, self._counters),
             (BATCH_S, self._node.dispatch.flush),
+            (BATCH_S, self._buffers),
+            (PRESENCE_S, self._samples),
             (PRESENCE_S, self._presence),
             (PRESENCE_S, self._stale),
             (POSITION_S, self._positions),
@@ -54,9 +60,7 @@ class Rounds:
             self._tasks.append(asyncio.create_task(self._repeat(every_s, act), name=act.__name__))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self._node.dispatch.flush()
 
     async def _repeat(self, every_s: float, act: Callable[[], Awaitable[None]]) -> None:
@@ -64,9 +68,11 @@ class Rounds:
         due = self._node.now() + every_s
         while True:
             await asyncio.sleep(max(0.0, due - self._node.now()))
-            if act == self._wheel:
-                self._metrics.loop_lag.observe(max(0.0, self._node.now() - due))
-            due = max(due + every_s, self._node.now())
+            if act == self._turn:
+                self._late_s = max(0.0, self._node.now() - due)
+            now = self._node.now()
+            # Never at once after a late turn: it would find the loop punctual without having looked.
+            due = due + every_s if due + every_s > now else now + every_s
             try:
                 await act()
                 down = False
@@ -79,44 +85,106 @@ class Rounds:
             except Exception:
                 log.exception("%s failed; it goes on at its next turn", act.__name__)
 
-    async def _wheel(self) -> None:
-        """Each socket once in PING_S for its ping; the cheap checks on every turn."""
+    async def _turn(self) -> None:
+        """The wheel: who is due for a ping, a pong, a hello or a new token; and how late the loop is."""
         now, wall = self._node.now(), time.time()
-        turn = int(now / WHEEL_S)
-        turns = int(PING_S / WHEEL_S)
-        for index, socket in enumerate(list(self._node.sockets)):
-            self._check(socket, now, wall)
-            if socket.joined and (id(socket) >> 6) % turns == turn % turns:
-                socket.pinged_at = now
-                socket.transport.write(self._ping)
+        self._metrics.loop_lag.observe(self._late_s)
+        self._metrics.loop_late.set(self._late_s)
+        pressure = self._node.pressure
+        if pressure.observe(self._late_s, self._node.buffered / self._buffers_max, now):
+            log.warning("pressure: %s", pressure.step or "over")
+            self._metrics.degraded.set(pressure.level)
+            for hub in self._node.hubs.values():
+                hub.tell_again(TRANSIENT_STATES)
+        if (
+            now - pressure.last_pause_at > STALL_S
+        ):  # else who seems stalled may have had no chance to be written to
+            for socket in list(self._node.stalled):
+                if socket.stalled_at is not None and now - socket.stalled_at > STALL_S:
+                    socket.close(wire.SLOW)
+        # With the window anew: who came early was told one for fewer viewers.
+        self._ping = wire.message_frame({"type": "ping", "reconnect_ms": self._node.reconnect_ms()})
+        for index, socket in enumerate(self._node.wheel.turn()):
+            self._look(socket, now, wall)
             if index % 1_000 == 999:
                 await asyncio.sleep(0)
 
-    def _check(self, socket: Socket, now: float, wall: float) -> None:
+    def _look(self, socket: Socket, now: float, wall: float) -> None:
+        """What is due for one socket, and when to look again."""
         if socket.closing:
             return
-        if not socket.joined and not socket.joining and now - socket.made_at > HELLO_WAIT_S:
-            socket.close(wire.NO_HELLO)
-        elif socket.pinged_at and now - socket.pinged_at > PONG_WAIT_S:
-            socket.close(wire.NO_PONG)
-        elif socket.stalled_at is not None and now - socket.stalled_at > STALL_S:
-            socket.close(wire.SLOW)
-        elif socket.expires_at is not None and wall > socket.expires_at:
+        if not socket.joined:
+            if not socket.joining and now - socket.made_at > HELLO_WAIT_S:
+                socket.close(wire.NO_HELLO)
+            else:
+                self._node.wheel.put(socket, now + 1.0)
+            return
+        if socket.pinged_at and now - socket.pinged_at >= PONG_WAIT_S:
+            if now - self._node.pressure.last_pause_at > PONG_WAIT_S:
+                socket.close(wire.NO_PONG)
+                return
+            socket.ping_at, socket.pinged_at = now, 0.0  # this process stood still: asked again
+        if now >= socket.ping_at:
+            socket.pinged_at = now
+            socket.ping_at = now + PING_S
+            socket.transport.write(self._ping)
+        if socket.expires_at is not None and wall > socket.expires_at:
             if socket.refresh_by is None:
                 socket.refresh_by = now + REFRESH_GRACE_S
                 expired = Refusal("The token ended; send a new one by `refresh`.", code="token_expired")
                 socket.tell(wire.refused(None, expired))
             elif now > socket.refresh_by:
                 socket.close(wire.TOKEN_EXPIRED)
+                return
+        due = socket.ping_at
+        if socket.pinged_at:
+            due = min(due, socket.pinged_at + PONG_WAIT_S)
+        if socket.refresh_by is not None:
+            due = min(due, socket.refresh_by)
+        elif socket.expires_at is not None:
+            due = min(due, now + max(0.0, socket.expires_at - wall))
+        self._node.wheel.put(socket, due)
+
+    async def _buffers(self) -> None:
+        """What viewers have yet to read, all together; over the bound the slowest are let go."""
+        sizes = [
+            (socket.transport.get_write_buffer_size(), socket)
+            for socket in self._node.sockets
+            if not socket.closing
+        ]
+        total = sum(size for size, _ in sizes)
+        if total > self._buffers_max:
+            for size, socket in sorted(sizes, key=lambda found: found[0], reverse=True):
+                socket.close(wire.SLOW)
+                total -= size
+                if total <= self._buffers_max * BUFFERS_RELIEF:
+                    break
+        self._node.buffered = total
+        self._metrics.buffered_bytes.set(total)
+        self._metrics.stalled.set(len(self._node.stalled))
+        self._metrics.log_lag.clear()  # partitions that are no longer followed
+        for partition, lag_s in self._node.tail.lag().items():
+            self._metrics.log_lag.labels(partition).set(lag_s)
+
+    async def _samples(self) -> None:
+        """Tell each show whether its comments are sampled."""
+        now = self._node.now()
+        for hub in self._node.hubs.values():
+            sampler = hub.sampler
+            if sampler.active(now):
+                shown = self._node.pressure.comments_per_s(sampler.per_s)
+                hub.tell_local("sampling", {"shown_per_s": shown, "posted_per_s": sampler.posted_per_s})
+            else:
+                hub.tell_local("sampling", None)
 
     async def _counters(self) -> None:
         """Tallies, likes and seats do not enter the log: their versions are asked for."""
         for hub in list(self._node.hubs.values()):
             if not hub.viewers:
                 continue
-            found = await self._node.show_log.position(hub.show)
-            if found is not None and found[0] == hub.epoch and found[2] > hub.version:
-                with contextlib.suppress(Refusal):  # a show that is being rebuilt; the others go on
+            with contextlib.suppress(Refusal):  # a show that is being rebuilt, or away; the others go on
+                found = await self._node.show_log.position(hub.show)
+                if found is not None and found[0] == hub.epoch and found[2] > hub.version:
                     await self._node.refresh_states(hub)
 
     async def _stale(self) -> None:
@@ -131,7 +199,9 @@ class Rounds:
         for show, hub in list(self._node.hubs.items()):
             with contextlib.suppress(Refusal):  # a show whose keys are gone; the others go on
                 await self._touch_presence(
-                    show, ["presence"], [self._node.id, hub.watching(), PRESENCE_TTL_MS]
+                    show,
+                    ["presence"],
+                    [self._node.id, hub.watching(), PRESENCE_TTL_MS, self._node.pressure.level],
                 )
             if hub.viewers:
                 hub.wanted_at = now

@@ -20,6 +20,8 @@ from commerce.orders import Order, Placed
 from commerce.payments import PaymentRow
 from commerce.prices import Quote
 from commerce.products import PriceEntry, Product, ProductInput, ProductPatch
+from commerce.receipts import HeldReceipt, Link
+from live import handlers_receipts as receipts
 from live import handlers_service as service
 from live import handlers_shop as shop
 from live import handlers_shows as shows
@@ -93,13 +95,16 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("GET", "/v1/me/orders/{order}", viewer.read_my_order, "viewer", "me", "One of one's orders",
        answer=Order),
     _r("POST", "/v1/me/orders/{order}/payment", viewer.start_payment, "viewer", "me",
-       "Start or resume the payment", answer=viewer.PaymentPageAnswer, keeps_reply=False, refusals="closed"),
+       "Start or resume the payment", body=viewer.PaymentBody, answer=viewer.PaymentPageAnswer,
+       keeps_reply=False, refusals="closed"),
     _r("POST", "/v1/me/orders/{order}/cancel", viewer.cancel_my_order, "viewer", "me",
        "Cancel an unpaid order", answer=Order, refusals="closed"),
     _r("POST", "/v1/me/orders/{order}/refund", viewer.refund_my_order, "viewer", "me",
        "Take the money back where the gift was missed", answer=Order, refusals="closed not_paid"),
     _r("GET", "/v1/me/benefits", viewer.list_my_benefits, "viewer", "me", "What one has won",
        answer=Page[viewer.MyBenefit]),
+    _r("GET", "/v1/me/receipts", receipts.list_my_receipts, "viewer", "me",
+       "The signed receipts of what one has won", query=PageQuery, answer=Page[HeldReceipt]),
     _r("GET", "/v1/me/addresses", viewer.list_addresses, "viewer", "me", "One's delivery addresses",
        answer=Page[Address]),
     _r("POST", "/v1/me/addresses", viewer.add_address, "viewer", "me", "Keep an address", body=AddressInput,
@@ -186,6 +191,13 @@ TABLE: Final[tuple[Route, ...]] = (
        body=staff.QuotaBody, answer=Benefit, refusals="closed"),
     _r("GET", "/v1/benefits/{benefit}/claims", staff.list_winners, "member.read", "trade",
        "Who has it, by rank", query=staff.WinnersQuery, answer=Page[Claim]),
+    _r("GET", "/v1/benefits/{benefit}/ranks", receipts.list_ranks, "public", "trade",
+       "Every rank with its link of the chain, for anyone to recompute", query=receipts.RanksQuery,
+       answer=Page[Link], prefers_staff=True),
+    _r("GET", "/v1/receipts/key", receipts.read_key, "public", "trade",
+       "The public key by which receipts are checked", answer=receipts.PublicKey),
+    _r("POST", "/v1/receipts/check", receipts.check, "public", "trade", "Check a receipt",
+       body=receipts.ReceiptBody, answer=receipts.Checked, keeps_reply=False),
     _r("POST", "/v1/benefits/{benefit}/pause", staff.pause_benefit, "offer.run", "trade", "Pause a benefit",
        body=staff.PauseBody, answer=Benefit, refusals="closed"),
     _r("POST", "/v1/benefits/{benefit}/resume", staff.resume_benefit, "offer.run", "trade",
@@ -203,9 +215,11 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("GET", "/v1/orders/{order}", shop.read_order, "member.read", "trade", "An order with its payments",
        answer=shop.PaidOrder),
     _r("POST", "/v1/orders/{order}/refund", shop.refund_order, "member.write", "trade", "Refund a paid order",
-       answer=Order, refusals="not_paid closed"),
+       answer=Order, refusals="not_paid already_refunded closed"),
     _r("GET", "/v1/odd-payments", shop.list_odd_payments, "member.read", "trade",
-       "Payments that fit no order", answer=Page[PaymentRow]),
+       "Payments that wait for a person", answer=Page[PaymentRow]),
+    _r("POST", "/v1/odd-payments/{payment}/decision", shop.decide_odd_payment, "member.write", "trade",
+       "Decide about such a payment", body=shop.DecisionBody, answer=PaymentRow, refusals="already_decided"),
     _r("GET", "/v1/products", shop.list_products, "staff", "trade", "Products", query=shop.ProductQuery,
        answer=Page[Product]),
     _r("POST", "/v1/products", shop.create_product, "catalog.write", "trade", "Add a product",
@@ -267,6 +281,9 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("POST", "/v1/payments/sandbox/webhook", webhooks.note_sandbox_payment, "public", "webhooks",
        "A payment succeeded at the sandbox", body=webhooks.PaymentNews, answer=webhooks.PaymentNoted,
        keeps_reply=False, signed=True, refusals="bad_signature not_found"),
+    _r("POST", "/v1/payments/wechat/webhook", webhooks.note_wechat_payment, "public", "webhooks",
+       "WeChat Pay tells of a payment or refund", body=webhooks.WechatNews, answer=webhooks.PaymentNoted,
+       keeps_reply=False, signed=True, refusals="bad_signature not_found"),
     # -- service
     _r("GET", "/healthz", service.health, "public", "service", "The process answers", answer=service.Health),
     _r("GET", "/readyz", service.readiness, "public", "service", "The stores answer, too",
@@ -282,8 +299,15 @@ TABLE: Final[tuple[Route, ...]] = (
 )  # fmt: skip
 
 
-def http_routes(parts: Parts, not_ready: Callable[[], str | None] | None = None) -> list[BaseRoute]:
-    """The API for the app. `not_ready` says why no new work should come to this process."""
+def http_routes(
+    parts: Parts,
+    not_ready: Callable[[], str | None] | None = None,
+    degraded: Callable[[], list[str]] | None = None,
+) -> list[BaseRoute]:
+    """The API for the app.
+
+    `not_ready` says why no new work should come to this process, `degraded` what it gives up now.
+    """
     version, server = service.version(), parts.settings.public_url or None
     told = Service(
         openapi=openapi(TABLE, version=version, server=server),
@@ -291,6 +315,7 @@ def http_routes(parts: Parts, not_ready: Callable[[], str | None] | None = None)
         metrics=parts.metrics,
         count_rate=parts.scripts.load_plain("live", "count_rate"),
         not_ready=not_ready or (lambda: None),
+        degraded=degraded or list,
     )
     keep_reply = parts.scripts.load_plain("live", "keep_reply")
     by_path: dict[str, list[Route]] = defaultdict(list)

@@ -13,13 +13,18 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import msgspec
 
+from live.cluster import SCHEMES as CLUSTER_SCHEMES
+from live.cluster import ClusterUrl
 from live.engines import make_data_dir, write_private
+
+if TYPE_CHECKING:
+    from commerce.wechat import WechatKeys
 
 PREFIX = "COMPANION_"
 SECRET_CHARS_MIN = 32
@@ -44,11 +49,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
     workers: int
     join_rate: int
+    comments_shown_per_s: int
+    buffers_max_mb: int
     drain_s: float
     shop_name: str
     currency: str
     timezone: str
     sandbox: bool
+    sandbox_url: str
+    payment_provider: str
+    wechat_mchid: str
+    wechat_appid: str
+    wechat_private_key: str
+    wechat_cert_serial: str
+    wechat_apiv3_key: str
+    wechat_public_key: str
+    wechat_public_key_id: str
+    wechat_notify_url: str
+    wechat_gateway: str
     sms: str
     log_level: str
 
@@ -165,6 +183,15 @@ def _store(*schemes: str) -> Callable[[str], str]:
     return read
 
 
+def _redis(text: str) -> str:
+    try:
+        if ClusterUrl.parse(text) is not None:
+            return text
+    except ValueError:
+        raise SettingsError("an address such as redis+cluster://node1:6379,node2:6379") from None
+    return _store("redis", "rediss", "unix", *CLUSTER_SCHEMES)(text)
+
+
 def _split(text: str) -> Any:
     try:
         parts = urlsplit(text)
@@ -177,6 +204,12 @@ def _split(text: str) -> Any:
 def _secret(text: str) -> str:
     if text and len(text) < SECRET_CHARS_MIN:
         raise SettingsError(f"at least {SECRET_CHARS_MIN} characters long")
+    return text
+
+
+def _key_of_32(text: str) -> str:
+    if text and (len(text) != 32 or not text.isascii()):
+        raise SettingsError("32 characters")
     return text
 
 
@@ -224,8 +257,10 @@ TABLE = (
     Setting(
         "REDIS_URL",
         "",
-        _store("redis", "rediss", "unix"),
-        "Redis 7.0 or Valkey and later. Unset with the next one: embedded engines in the data folder.",
+        _redis,
+        "Redis 7.0 or Valkey and later; a Cluster as `redis+cluster://node1:6379,node2:6379` or "
+        "`rediss+cluster://…`, of which some nodes are enough. Unset with the next one: embedded engines in "
+        "the data folder.",
     ),
     Setting("DATABASE_URL", "", _store("postgresql", "postgres"), "PostgreSQL 15 or later."),
     Setting("POOL_SIZE", "10", _whole(2, 200), "Connections to PostgreSQL, at most, of each process."),
@@ -239,12 +274,65 @@ TABLE = (
     Setting("WORKERS", "1", _whole(1, 64), "Server processes; `--workers` wins."),
     Setting("JOIN_RATE", "1000", _whole(1, 100_000), "Viewers a process admits each second."),
     Setting(
+        "COMMENTS_SHOWN_PER_S",
+        "20",
+        _whole(0, 10_000),
+        "Comments a show puts on screens each second; of more, a sample. 0 shows all.",
+    ),
+    Setting(
+        "BUFFERS_MAX_MB",
+        "256",
+        _whole(16, 65_536),
+        "Memory for what viewers have yet to read, of each process; the slowest are let go first.",
+    ),
+    Setting(
         "DRAIN_S", "3", _seconds(0, 300), "Seconds in which a stopping process sends its viewers elsewhere."
     ),
     Setting("SHOP_NAME", "", _text(40), "Name of the shop on its pages."),
     Setting("CURRENCY", "CNY", _currency, "The one currency of all prices."),
     Setting("TIMEZONE", "Asia/Shanghai", _zone, "The shop's zone: its days end at local midnight."),
-    Setting("SANDBOX", "no", _yes_or_no, "Mount the sandbox payment provider. Never where real people buy."),
+    Setting(
+        "SANDBOX",
+        "no",
+        _yes_or_no,
+        "The sandbox payment provider answers at `/sandbox`. Never where real people buy.",
+    ),
+    Setting(
+        "SANDBOX_URL",
+        "",
+        _web_address,
+        "Where `companion sandbox` runs as a process of its own. Default: inside the server process.",
+    ),
+    Setting("PAYMENT_PROVIDER", "sandbox", _one_of("sandbox", "wechat"), "Who collects the money."),
+    Setting("WECHAT_MCHID", "", _text(32), "WeChat Pay: the merchant's number."),
+    Setting("WECHAT_APPID", "", _text(32), "WeChat Pay: the app or official account that sells."),
+    Setting("WECHAT_PRIVATE_KEY", "", _text(400), "WeChat Pay: file of the merchant's private key (PEM)."),
+    Setting("WECHAT_CERT_SERIAL", "", _text(64), "WeChat Pay: serial number of the merchant's certificate."),
+    Setting("WECHAT_APIV3_KEY", "", _key_of_32, "WeChat Pay: the APIv3 key, 32 characters."),
+    Setting(
+        "WECHAT_PUBLIC_KEY",
+        "",
+        _text(400),
+        "WeChat Pay: file of WeChat's public key, or of its platform certificate (PEM).",
+    ),
+    Setting(
+        "WECHAT_PUBLIC_KEY_ID",
+        "",
+        _text(64),
+        "WeChat Pay: id of that public key, `PUB_KEY_ID_…`. Not needed with a certificate.",
+    ),
+    Setting(
+        "WECHAT_NOTIFY_URL",
+        "",
+        _web_address,
+        "WeChat Pay: where it sends its news. Default: `/v1/payments/wechat/webhook` at the public URL.",
+    ),
+    Setting(
+        "WECHAT_GATEWAY",
+        "https://api.mch.weixin.qq.com",
+        _web_address,
+        "WeChat Pay: its address; `https://api2.mch.weixin.qq.com` is the one for trouble.",
+    ),
     Setting(
         "SMS",
         "",
@@ -257,14 +345,14 @@ TABLE = (
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings. Raises SettingsError; touches the disk only for an unset secret."""
+    """The settings. Raises SettingsError; touches the disk only for an unset secret and WeChat Pay's keys."""
     values: dict[str, Any] = {}
     for setting in TABLE:
         given = environment.get(PREFIX + setting.name, "").strip() or setting.default
         try:
             values[setting.field] = setting.read(given)
         except SettingsError as error:
-            shown = "" if setting.name == "SECRET" else f" is {given!r}, but"
+            shown = "" if setting.name in ("SECRET", "WECHAT_APIV3_KEY") else f" is {given!r}, but"
             raise SettingsError(f"{PREFIX}{setting.name}{shown} must be {error}") from None
     if bool(values["redis_url"]) != bool(values["database_url"]):
         raise SettingsError(
@@ -274,11 +362,59 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         values["data_dir"] = default_data_dir(environment)
     if not values["public_url"]:
         values["public_url"] = _own_address(values["host"], values["port"])
+    if values["payment_provider"] == "wechat":
+        _check_wechat(values)
     if not values["sms"]:
         values["sms"] = "sandbox" if values["sandbox"] else "off"
     if not values["secret"]:
         values["secret"] = _kept_secret(values["data_dir"])
     return Settings(**values)
+
+
+def _check_wechat(values: Mapping[str, Any]) -> None:
+    """The parts that WeChat Pay cannot do without."""
+    needed = ("mchid", "appid", "private_key", "cert_serial", "apiv3_key", "public_key")
+    for name in (f"wechat_{part}" for part in needed):
+        if not values[name]:
+            raise SettingsError(
+                f"{PREFIX}PAYMENT_PROVIDER is 'wechat', which needs {PREFIX}{name.upper()} too"
+            )
+    if values["currency"] != "CNY":
+        raise SettingsError(f"WeChat Pay takes CNY only: {PREFIX}CURRENCY is {values['currency']!r}")
+    if not values["public_url"].startswith("https://") and not values["wechat_notify_url"]:
+        raise SettingsError(
+            f"WeChat Pay sends its news to https addresses only: set {PREFIX}PUBLIC_URL to one, "
+            f"or {PREFIX}WECHAT_NOTIFY_URL"
+        )
+    wechat_keys(values["wechat_private_key"], values["wechat_public_key"], values["wechat_public_key_id"])
+
+
+def wechat_keys(private_key: str, public_key: str, public_key_id: str) -> WechatKeys:
+    """The keys in these files. Raises SettingsError, also when the library is not installed."""
+    try:
+        from commerce.wechat import BadKey, WechatKeys
+    except ImportError:
+        raise SettingsError(
+            f"{PREFIX}PAYMENT_PROVIDER is 'wechat', which needs a library: pip install 'live-companion[wechat]'"
+        ) from None
+    texts = []
+    for name, path in (("PRIVATE_KEY", private_key), ("PUBLIC_KEY", public_key)):
+        try:
+            texts.append(Path(path).expanduser().read_text("ascii"))
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise SettingsError(f"{PREFIX}WECHAT_{name} is {path!r}, which cannot be read: {why}") from None
+    try:
+        return WechatKeys.load(texts[0], texts[1], public_key_id)
+    except BadKey as error:
+        raise SettingsError(f"{PREFIX}WECHAT_{error.which.upper()} {error}") from None
+
+
+def has_secret(environment: Mapping[str, str]) -> bool:
+    """Whether `read_settings` would find a secret, instead of making one."""
+    folder = environment.get(f"{PREFIX}DATA_DIR", "").strip()
+    data_dir = _folder(folder) if folder else default_data_dir(environment)
+    return bool(environment.get(f"{PREFIX}SECRET", "").strip()) or (data_dir / "secret").exists()
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:

@@ -29,8 +29,8 @@ from live.rooms import Room, room_from
 from membership.actor import Actor, Facts, RoomId, ShowId, is_id, new_link_id
 from membership.audience import EVERYONE, FIRST_OWN_BIT, LAST_OWN_BIT, PLAN_MEMBERS, Audience
 from membership.page import BadCursor, Page
-from membership.refusal import BadRequest, Forbidden, NotFound, Refusal, Unavailable
-from membership.script import ScriptLoader, json_arg
+from membership.refusal import Away, BadRequest, Forbidden, NotFound, Refusal, Unavailable
+from membership.script import Arg, ScriptLoader, json_arg
 from membership.transaction import Connection, Transaction
 
 Status = Literal["scheduled", "waiting", "live", "paused", "ending", "ended"]
@@ -115,6 +115,15 @@ class ShowPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     video_kind: VideoKind | UnsetType = UNSET
     poster_url: Annotated[str, Meta(max_length=2000)] | UnsetType = UNSET
     guest_comments: bool | UnsetType = UNSET
+
+
+class Seen(Struct, frozen=True):
+    """What a node saw of a show's log, to be compared with the store's."""
+
+    seq: int  # the highest number
+    compared: int  # number and event of the last entry that can be compared
+    event: bytes  # b"" when there is none
+    agreed: int  # the last number at which node and store agree
 
 
 class Video(Struct, frozen=True):
@@ -217,6 +226,7 @@ class Shows:
         self._read = scripts.load("live", "read_show")
         self._set_status = scripts.load("live", "set_status")
         self._mark_whole = scripts.load("live", "mark_whole")
+        self._renew_epoch = scripts.load("live", "renew_epoch")
 
     # -- the books ---------------------------------------------------------------------------------
 
@@ -505,12 +515,40 @@ class Shows:
             await self._benefits.agree(t, now.id, at_once=True)  # puts them after the commit
             t.after_commit(lambda: self._mark_whole(now.id, [], [now.generation]))
 
+    async def renew(self, show: ShowId, epoch: str, seen: Seen) -> bool:
+        """A new epoch and generation when the store lost writes that a node saw; False when it did not, or
+        another node was first.
+
+        What the store still has of the log stays. Counters of what is worth money are built anew from the
+        tables; while that lasts the show answers `unavailable`.
+        """
+        args: list[Arg] = [epoch, seen.seq, seen.compared, seen.event, seen.agreed, secrets.token_hex(6)]
+        try:
+            async with self._database.transaction() as t:
+                await t.conn.execute(
+                    "SELECT pg_advisory_xact_lock(hashtextextended(%s, 9))", [f"ensure:{show}"]
+                )
+                await t.conn.execute("UPDATE shows SET generation = generation + 1 WHERE id = %s", [show])
+                now = await self.get(t.conn, show)
+                if not await self._renew_epoch(show, [], [*args, now.generation]):
+                    raise _AsItWas
+                await self._polls.rebuild(t.conn, show)
+                await self._offers.rebuild(t.conn, show)
+                await self._benefits.agree(t, show, at_once=True)
+                t.after_commit(lambda: self._mark_whole(show, [], [now.generation]))
+        except _AsItWas:
+            return False
+        await self.agree(show)  # the status may have moved in what was lost
+        return True
+
     async def agree(self, show: ShowId) -> bool:
         """Bring Redis to the status and terms that PostgreSQL holds, a move at a time; True if it changed."""
         async with self._database.reading() as conn:
             now = await self.get(conn, show)
         try:
             age_ms, status, *_ = await self._read(show, [], [])
+        except Away:
+            raise  # no answer says nothing of the keys
         except Unavailable:
             age_ms = b"0"
         if age_ms:
@@ -566,9 +604,14 @@ class Shows:
         return int(viewers), int(peak)
 
     async def _is_whole(self, show: ShowId, grace_ms: int = 0) -> bool:
-        """Whether the show's keys are there and filled, or began to be filled less than `grace_ms` ago."""
+        """Whether the show's keys are there and filled, or began to be filled less than `grace_ms` ago.
+
+        Raises Away: a store that does not answer has not lost them, and building anew would drop them.
+        """
         try:
             age_ms, *_ = await self._read(show, [], [])
+        except Away:
+            raise
         except Unavailable:
             return False
         return not age_ms or int(age_ms) < grace_ms
@@ -639,6 +682,10 @@ class Shows:
         if row is None:
             raise NotFound("There is no such show.")
         return _show(row)
+
+
+class _AsItWas(Exception):
+    """Nothing was renewed: the transaction is rolled back, and the generation with it."""
 
 
 class _Agree:

@@ -13,8 +13,9 @@ from enum import IntEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
+from websockets.exceptions import InvalidMessage
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
@@ -45,6 +46,9 @@ CLOSE_WAIT_S = 5.0  # for the peer's close frame
 _DEFLATE = [ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)]
 
 
+_NO_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
 class Kind(IntEnum):
     """What a frame carries, for a viewer whose buffer is filling."""
 
@@ -67,6 +71,7 @@ class Socket(asyncio.Protocol):
         "connections",
         "cookies",
         "deflates",
+        "easy",
         "expires_at",
         "frames",
         "frames_at",
@@ -79,12 +84,15 @@ class Socket(asyncio.Protocol):
         "node",
         "partial",
         "paused",
+        "ping_at",
         "pinged_at",
         "public_id",
+        "rates",
         "refresh_by",
         "seen_at",
         "show",
         "skipped",
+        "slot",
         "stalled_at",
         "strikes",
         "tokens",
@@ -117,18 +125,22 @@ class Socket(asyncio.Protocol):
         self.closing = False
         self.behind: int | None = None  # last seq written when events began to be skipped
         self.at = -1  # last seq sent outside the beat (healed, resynced)
+        self.easy = False  # keeps up and has everything: shared frames are written without another look
         self.skipped = 0
+        self.slot = 0  # in the node's timer wheel
         self.stalled_at: float | None = None  # since when the buffer is above the high mark
         self.commands: deque[bytes] = deque()
         self.working = False
         self.partial: list[bytes] | None = None  # fragments of one text message
         self.strikes = 0
         self.made_at = self.seen_at = node.now()
+        self.ping_at = 0.0  # when the next ping is due
         self.pinged_at = 0.0  # 0: no ping waits for its answer
         self.expires_at: float | None = None  # wall clock, s
         self.refresh_by: float | None = None
         self.voted: str | None = None  # the poll this viewer's ballot is in
         self.watch_from: int | None = None  # ms, wall clock
+        self.rates: dict[type, tuple[float, float]] | None = None  # of commands: tokens left, when counted
         self.tokens, self.tokens_at = float(node.commands_burst), self.made_at
         self.frames, self.frames_at = float(FRAMES_AT_ONCE), self.made_at
         self.cookies = ""
@@ -148,33 +160,39 @@ class Socket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
-        self.closing = True
+        self.closing, self.easy = True, False
         self.node.left(self)
         self.commands.clear()
 
     def pause_writing(self) -> None:
-        self.stalled_at = self.node.now()
+        self.stalled_at, self.easy = self.node.now(), False
+        self.node.stalled.add(self)
 
     def resume_writing(self) -> None:
         self.stalled_at = None
+        self.node.stalled.discard(self)
         if self.behind is not None:
             self.node.heal(self)
 
     def eof_received(self) -> bool:
         self.ws.receive_eof()
+        self._end()
         return False
 
     def data_received(self, data: bytes) -> None:
-        if self.closing and self.ws.state is not OPEN:
-            self.ws.receive_data(data)
-            self._flush_protocol()
-            return
         self.ws.receive_data(data)
         self.seen_at = self.node.now()
+        if self.closing and self.ws.state is not OPEN:
+            if self._within_frames(len(self.ws.events_received())):
+                self._flush_protocol()
+            else:
+                self.transport.abort()  # it goes on sending instead of answering the close
+            return
         self.pinged_at = 0.0
         events = self.ws.events_received()
         if not self._within_frames(len(events)):
             self.close(wire.BAD_PROTOCOL, "too many frames", wait_s=0.5)
+            self._flush_protocol()  # the parser may have ended it before us, in this very read
             self.transport.pause_reading()  # one read may hold 2,000 pings, and others wait while they are parsed
             return
         for event in events:
@@ -187,7 +205,9 @@ class Socket(asyncio.Protocol):
             elif event.opcode is Opcode.BINARY:
                 self.close(wire.BAD_PROTOCOL)
             elif event.opcode is Opcode.CLOSE:
-                self.closing = True
+                self.closing, self.easy = True, False
+        if not events and isinstance(self.ws.handshake_exc, InvalidMessage):
+            self.transport.write(_NO_REQUEST)  # an upgrade with a body: the parser ends it without a word
         self._flush_protocol()
 
     def _within_frames(self, count: int) -> bool:
@@ -196,7 +216,7 @@ class Socket(asyncio.Protocol):
             min(FRAMES_AT_ONCE, self.frames + (self.seen_at - self.frames_at) * FRAMES_PER_S) - count
         )
         self.frames_at = self.seen_at
-        return self.frames >= 0 or self.closing or (self.actor is not None and self.actor.kind == "staff")
+        return self.frames >= 0 or (self.actor is not None and self.actor.kind == "staff")
 
     def _flush_protocol(self) -> None:
         """Write what the protocol itself has to say (handshake, pong, close)."""
@@ -204,8 +224,14 @@ class Socket(asyncio.Protocol):
             if data:
                 self.transport.write(data)
             else:
-                self.closing = True
-                self.transport.close()
+                self._end()
+
+    def _end(self) -> None:
+        """Close once everything is written, and cut a peer that does not take it."""
+        self.closing, self.easy = True, False
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(CLOSE_WAIT_S, self.transport.abort)
 
     # -- the door ----------------------------------------------------------------------------------
 
@@ -264,6 +290,9 @@ class Socket(asyncio.Protocol):
             data, self.partial = b"".join(self.partial), None
         if self.closing:
             return
+        if not _is_text(data):
+            self.close(CloseCode.INVALID_DATA, "text is UTF-8")
+            return
         self.commands.append(data)
         if not self.working:
             self.working = True
@@ -320,7 +349,7 @@ class Socket(asyncio.Protocol):
         """Say why, then close. A slow viewer's socket is cut: its close frame would never arrive."""
         if self.closing or self.ws.state is not OPEN:
             return
-        self.closing = True
+        self.closing, self.easy = True, False
         self.node.closed(self, code)
         self.ws.send_close(code, (reason or wire.CLOSE_CODES.get(code, ""))[:120])
         self._flush_protocol()
@@ -333,3 +362,14 @@ class Socket(asyncio.Protocol):
             self.close(wire.DRAIN)
         else:
             self.transport.close()
+
+
+def _is_text(data: bytes) -> bool:
+    """RFC 6455 §8.1: text that is not UTF-8 ends the connection, whatever it would have meant."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

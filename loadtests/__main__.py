@@ -178,7 +178,7 @@ class Evening:
                 self._open(quota)
             elif in_round >= ASK_S and self._poll:
                 self._close()
-            self._say(f"第 {beat} 句:大家看一下这个米,真空小包,一煮就香。")
+            self._say(f"第 {beat} 句：大家看一下这个米，真空小包，一煮就香。")
             tick()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 locust.wait(max(0.01, began + beat * LINE_S - time.monotonic()))
@@ -188,7 +188,7 @@ class Evening:
         self._do("POST", f"/v1/shows/{self.show}/comments", {"text": text})
 
     def _open(self, quota: int) -> None:
-        poll = {"question": "下一款粥加什么?", "choices": ["红枣", "山药", "都要"]}
+        poll = {"question": "下一款粥加什么？", "choices": ["红枣", "山药", "都要"]}
         self._poll = self._do("POST", f"/v1/shows/{self.show}/polls", poll)["id"]
         benefit = {"title": f"试吃装 {quota} 份", "quota": quota, "needs": "nothing"}
         self._benefit = self._do("POST", f"/v1/shows/{self.show}/benefits", benefit)["id"]

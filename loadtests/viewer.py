@@ -125,6 +125,7 @@ class Viewer:
             raise LostError
         number = next(self._ids)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # the send may fail first
         self._waiting[number] = future
         try:
             await self._send({"type": command, "id": number, **fields})

@@ -217,36 +217,45 @@ class Members:
 
     async def facts(self, conn: Connection, member: MemberId) -> Facts:
         """What decides the member's audiences, now. An erased or unknown member is nobody."""
-        if not is_id(member):
-            return NOBODY
-        row = await (
+        found = await self.actors(conn, [member])
+        return found[member].facts if member in found else NOBODY
+
+    async def actors(self, conn: Connection, members: Sequence[MemberId]) -> dict[MemberId, Actor]:
+        """The viewers that a door hands down for these members, in one read; unknown and erased ones missing."""
+        rows = await (
             await conn.execute(
                 """
-                SELECT array_agg(t.plan_id::text) FILTER (WHERE t.id IS NOT NULL) AS plans,
+                SELECT m.id::text AS id, m.nickname,
+                       array_agg(t.plan_id::text) FILTER (WHERE t.id IS NOT NULL) AS plans,
                        bool_and(t.kind = 'trial') FILTER (WHERE t.id IS NOT NULL) AS on_trial
                 FROM members m
                 LEFT JOIN plan_terms t ON t.member_id = m.id AND t.starts_at <= clock_timestamp()
                      AND coalesce(t.ended_at, t.ends_at) > clock_timestamp()
-                WHERE m.id = %s AND m.erased_at IS NULL
+                WHERE m.id = ANY(%s::uuid[]) AND m.erased_at IS NULL
                 GROUP BY m.id
                 """,
-                (member,),
+                ([member for member in members if is_id(member)],),
             )
-        ).fetchone()
-        if row is None:
-            return NOBODY
-        return Facts(
-            member=member,
-            registered=True,
-            plans=frozenset(PlanId(plan) for plan in row["plans"] or ()),
-            on_trial=bool(row["on_trial"]),
-        )
+        ).fetchall()
+        found: dict[MemberId, Actor] = {}
+        for row in rows:
+            member = MemberId(row["id"])
+            facts = Facts(
+                member=member,
+                registered=True,
+                plans=frozenset(PlanId(plan) for plan in row["plans"] or ()),
+                on_trial=bool(row["on_trial"]),
+            )
+            name = shown_as(member, row["nickname"])
+            found[member] = Actor(kind="viewer", id=member, name=name, facts=facts)
+        return found
 
     async def actor(self, conn: Connection, member: MemberId) -> Actor:
         """The viewer that a door hands down for this member. Raises NoSuchMember."""
-        found = await self.by_id(conn, member)
-        facts = await self.facts(conn, found.id)
-        return Actor(kind="viewer", id=found.id, name=display_name(found), facts=facts)
+        found = await self.actors(conn, [member])
+        if member not in found:
+            raise NoSuchMember
+        return found[member]
 
     async def rename(self, t: Transaction, member: MemberId, nickname: str) -> Member:
         """Raises InvalidNickname, NoSuchMember. Sockets are told."""

@@ -14,9 +14,14 @@ def partition(show: ShowId) -> int:
     return zlib.crc32(show.encode()) % PARTITIONS
 
 
+def tag(show: ShowId) -> str:
+    """`p00` to `p63`: what the show's keys share, so that a Cluster keeps them on one node."""
+    return f"p{partition(show):02d}"
+
+
 def show_key(show: ShowId, name: str) -> str:
-    """`{p17}:show:<id>:<name>`; the braces keep all keys of a show on one Cluster node."""
-    return f"{{p{partition(show):02d}}}:show:{show}:{name}"
+    """`{p17}:show:<id>:<name>`; a Cluster places a key by what stands in the braces."""
+    return f"{{{tag(show)}}}:show:{show}:{name}"
 
 
 SPINE = ("log", "meta", "states", "versions", "counts", "replies", "behaviour")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -379,19 +380,28 @@ class Plans:
 
     async def current(self, conn: Connection, member: MemberId, *, at: datetime | None = None) -> Term | None:
         """The term that gives access now: a paid one before a trial, then the one that lasts longest."""
-        row = await (
+        return (await self.current_of(conn, [member], at=at)).get(member)
+
+    async def current_of(
+        self, conn: Connection, members: Sequence[MemberId], *, at: datetime | None = None
+    ) -> dict[MemberId, Term]:
+        """The same for many, in one read; who has none is missing."""
+        rows = await (
             await conn.execute(
                 _TERM
                 + """
-                WHERE t.member_id = %(member)s
+                WHERE t.member_id = ANY(%(members)s::uuid[])
                   AND t.starts_at <= coalesce(%(at)s::timestamptz, clock_timestamp())
                   AND coalesce(t.ended_at, t.ends_at) > coalesce(%(at)s::timestamptz, clock_timestamp())
-                ORDER BY t.kind = 'paid' DESC, until DESC LIMIT 1
+                ORDER BY t.kind = 'paid' DESC, until DESC
                 """,
-                {"member": member, "at": at},
+                {"members": list(members), "at": at},
             )
-        ).fetchone()
-        return None if row is None else _term(row)
+        ).fetchall()
+        found: dict[MemberId, Term] = {}
+        for row in rows:
+            found.setdefault(MemberId(str(row["member_id"])), _term(row))
+        return found
 
     async def terms(self, conn: Connection, member: MemberId) -> tuple[Term, ...]:
         """Every term of a member, newest first."""

@@ -64,6 +64,10 @@ class Unavailable(Refusal):
     code = "unavailable"
 
 
+class Away(Unavailable):
+    """The store did not answer, so nobody knows: what was asked may have run. Try again."""
+
+
 class KeyReused(Refusal):
     """This key was used before with another body."""
 

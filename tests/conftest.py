@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from psycopg import sql
@@ -22,6 +23,7 @@ from live.engines import Addresses, Binaries, Engines
 from live.lua import Scripts
 from membership.actor import ShowId, new_id, new_link_id
 from membership.transaction import Transaction
+from tests.live.cluster import running_cluster
 
 MakeShow = Callable[..., Awaitable[ShowId]]
 TransactionFactory = Callable[[], AbstractAsyncContextManager[Transaction]]
@@ -49,10 +51,19 @@ def binaries() -> Binaries:
 
 @pytest.fixture(scope="session")
 def engines(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """Both engines for the whole session; they may lose everything, so they are quick."""
+    """Both engines for the whole session; they may lose everything, so they are quick.
+
+    With TEST_CLUSTER=1 Redis is a Cluster of three nodes.
+    """
     running = Engines.start(tmp_path_factory.mktemp("engines"), binaries, durable=False)
-    yield running.addresses
-    running.stop()
+    try:
+        if os.environ.get("TEST_CLUSTER") == "1":
+            with running_cluster(binaries.valkey, tmp_path_factory.mktemp("cluster")) as cluster:
+                yield msgspec.structs.replace(running.addresses, redis_url=cluster.url)
+        else:
+            yield running.addresses
+    finally:
+        running.stop()
 
 
 def database_url(engines: Addresses, name: str) -> str:

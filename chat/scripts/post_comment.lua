@@ -5,6 +5,7 @@
 -- KEYS[10] pace     hash: ten-second slot -> comments posted in it
 -- KEYS[11] recent   list of this person: ms of the last comments, oldest first
 -- KEYS[12] paused   there while this person is silenced for going too fast
+-- KEYS[13] buyers   set: members who paid for something in this show
 -- ARGV[1] who       the person's id; answers are recorded by who:key
 -- ARGV[2] key       '' when the command has none
 -- ARGV[3] digest    of the command's body
@@ -16,6 +17,7 @@
 -- ARGV[9] burst     comments allowed in one window (3)
 -- ARGV[10] window   ms (2000)
 -- ARGV[11] pause    ms of silence for the one comment too many (10000)
+-- ARGV[12] rank     in sampling when no buyer: 2 plan member, 3 registered, 4 guest; '' is never sampled
 -- Returns {'ok', '{"seq":…,"at":…}'}; refused: unavailable, key_reused, not_live, unauthenticated, not_found
 -- (reply_to), muted, rate_limited (both with retry_ms).
 -- All or none: a refused comment changes nothing but the pause it starts.
@@ -60,7 +62,9 @@ if kind ~= 'staff' then
   redis.call('PEXPIRE', RECENT, window)
 end
 
-local seq = append(0, event)
+local rank = tonumber(ARGV[12])
+if rank and redis.call('SISMEMBER', KEYS[13], who) == 1 then rank = 1 end
+local seq = append(0, event, false, nil, rank)
 redis.call('HINCRBY', PACE, string.format('%.0f', math.floor(NOW / 10000)), 1)
 behave(ARGV[8])
 local reply = '{"seq":' .. seq .. ',"at":' .. now_text .. '}'

@@ -5,6 +5,7 @@
 -- KEYS[10] holds       see hold_offer.lua
 -- KEYS[11] unsettled   see hold_offer.lua
 -- KEYS[12] told        set: '<order>:<step>'
+-- KEYS[13] buyers      set: members who paid for something in this show
 -- ARGV[1] order
 -- ARGV[2] step         'placed', 'paid' (held pieces are sold) or 'closed' (held pieces come back)
 -- ARGV[3] member
@@ -21,7 +22,10 @@ local order, step, member = ARGV[1], ARGV[2], ARGV[3]
 redis.call('ZREM', UNSETTLED, order)
 if redis.call('SADD', TOLD, order .. ':' .. step) == 0 then return {'ok', '0'} end
 -- Late money opens an order that had ended: its end is still to come, and will be told.
-if step == 'paid' then redis.call('SREM', TOLD, order .. ':closed') end
+if step == 'paid' then
+  redis.call('SREM', TOLD, order .. ':closed')
+  redis.call('SADD', KEYS[13], member)
+end
 
 local function touch(offer)
   if redis.call('HGET', OFFERS, offer .. '|status') == 'open' then touch_state('offer:' .. offer) end

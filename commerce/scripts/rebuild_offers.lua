@@ -5,17 +5,20 @@
 -- KEYS[10] holds       see hold_offer.lua
 -- KEYS[11] unsettled   see hold_offer.lua
 -- KEYS[12] told        see announce_order.lua
+-- KEYS[13] buyers      see announce_order.lua
 -- ARGV[1] JSON: {"offers":[{"id","kind","quota","per_person","bit","status","parts","gone_parts","gone_event",
---         "no_stock","held","sold"}…],"people":[[offer,member,pieces]…],"holds":[[order,record JSON]…]}
+--         "no_stock","held","sold"}…],"people":[[offer,member,pieces]…],"holds":[[order,record JSON]…],
+--         "buyers":[member…]}
 -- Returns {'ok', n}, the number of offers set; refused: unavailable. An offer the show knows is passed over:
 -- counters in use are never overwritten.
 -- All or none. Every hold is marked to be looked at, so that one that ended meanwhile is settled.
 local gone = guard()
 if gone then return gone end
 local OFFERS, PEOPLE, HOLDS, UNSETTLED, TOLD = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local BUYERS = KEYS[13]
 local generation = redis.call('HGET', META, 'generation')
 if redis.call('HGET', OFFERS, 'generation') ~= generation then -- left by a store that came back from the past
-  redis.call('DEL', OFFERS, PEOPLE, HOLDS, UNSETTLED, TOLD)
+  redis.call('DEL', OFFERS, PEOPLE, HOLDS, UNSETTLED, TOLD, BUYERS)
   redis.call('HSET', OFFERS, 'generation', generation)
 end
 local found = cjson.decode(ARGV[1])
@@ -47,4 +50,5 @@ for _, hold in ipairs(found.holds) do
     redis.call('ZADD', UNSETTLED, string.format('%.0f', NOW), hold[1])
   end
 end
+for _, member in ipairs(found.buyers) do redis.call('SADD', BUYERS, member) end
 return {'ok', set}

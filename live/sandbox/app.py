@@ -1,4 +1,7 @@
-"""The sandbox's HTTP side: signed requests from the shop, the buyer's page, and webhooks until answered."""
+"""The sandbox's HTTP side: signed requests from the shop, the buyer's page, and webhooks until answered.
+
+How it misbehaves when told so is in `control.py`; here it is obeyed.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
 
 import httpx2
 import jinja2
@@ -24,16 +28,17 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from commerce.sandbox import CLOCK_S, request_key, sign_request, webhook_secret
-from live.sandbox.store import SandboxPayment, SandboxStore
+from live.sandbox.control import Control, Denied, read_body
+from live.sandbox.store import News, NewsType, ReturnState, SandboxPayment, SandboxStore
 
-BODY_MAX: Final = 16_384
+SILENT_S: Final = 20.0  # longer than any shop waits
 WEBHOOK_S: Final = 5.0
 # Seconds to the next try; a shop that is down for a quarter of an hour misses nothing.
 RETRY_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0, 120.0, 300.0, 600.0)
 TEXTS: Final[dict[str, dict[str, str]]] = {
     "zh": {
-        "title": "收银台(沙箱)",
-        "note": "这是测试收银台,不会产生真实扣款。",
+        "title": "收银台（沙箱）",
+        "note": "这是测试收银台，不会产生真实扣款。",
         "amount": "支付金额",
         "order": "订单号",
         "payer": "付款账户",
@@ -41,8 +46,8 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "pay": "确认支付",
         "fail": "模拟支付失败",
         "paid": "已支付",
-        "failed": "上次支付失败,可重新支付",
-        "superseded": "此支付已失效,请回到订单重新支付",
+        "failed": "上次支付失败，可重新支付",
+        "superseded": "此支付已失效，请回到订单重新支付",
         "back": "返回商家",
         "missing": "没有这笔支付",
     },
@@ -52,7 +57,7 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "amount": "Amount",
         "order": "Order",
         "payer": "Paying account",
-        "hold": "Pay before {time}",
+        "hold": "Pay before {time} ({zone})",
         "pay": "Pay now",
         "fail": "Let it fail",
         "paid": "Paid",
@@ -82,12 +87,6 @@ class ReturnBody(Struct, frozen=True, kw_only=True):
     key: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
-class _Denied(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class Sandbox:
     """The provider: its store, its keys, and the webhooks on their way."""
 
@@ -96,12 +95,15 @@ class Sandbox:
         secret: str,
         store: SandboxStore,
         *,
+        timezone: str = "UTC",
         retry_s: tuple[float, ...] = RETRY_S,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.store = store
+        self._zone = ZoneInfo(timezone)
         self._key = request_key(secret)
         self._webhook = Webhook(webhook_secret(secret))
+        self._forger = Webhook(webhook_secret(secret + "forged"))
         self._retry_s = retry_s
         self._transport = transport
         self._deliveries: dict[str, asyncio.Task[None]] = {}
@@ -113,9 +115,11 @@ class Sandbox:
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )
+        self._control = Control(self, secret, self._pages)
 
     def routes(self) -> list[Route]:
         return [
+            *self._control.routes(),
             Route("/payments", self._create, methods=["POST"]),
             Route("/payments/{ref}", self._query, methods=["GET"]),
             Route("/payments/{ref}/returns", self._give_back, methods=["POST"]),
@@ -130,7 +134,7 @@ class Sandbox:
         try:
             body = await self._signed(request)
             asked = msgspec.json.decode(body, type=CreateBody)
-        except _Denied as denied:
+        except Denied as denied:
             return _problem(denied.status, str(denied))
         except msgspec.DecodeError as error:
             return _problem(400, str(error))
@@ -150,7 +154,7 @@ class Sandbox:
     async def _query(self, request: Request) -> Response:
         try:
             await self._signed(request)
-        except _Denied as denied:
+        except Denied as denied:
             return _problem(denied.status, str(denied))
         payment = self.store.get(request.path_params["ref"])
         if payment is None:
@@ -162,28 +166,45 @@ class Sandbox:
         try:
             body = await self._signed(request)
             asked = msgspec.json.decode(body, type=ReturnBody)
-        except _Denied as denied:
+        except Denied as denied:
             return _problem(denied.status, str(denied))
         except msgspec.DecodeError as error:
             return _problem(400, str(error))
         ref = request.path_params["ref"]
-        if not self.store.give_back(ref, asked.amount_fen, asked.key):
+        if self.store.use_up("failing_returns"):
+            return _problem(500, "it was told to fail")
+        wanted: ReturnState = "under_way" if self.store.faults().slow_returns else "done"
+        if self.store.use_up("declined_returns"):
+            wanted = "declined"
+        before = self.store.returned(ref)
+        state = self.store.give_back(ref, asked.amount_fen, asked.key, wanted)
+        if state is None:
             return _problem(409, "more than was paid, or the key was used otherwise")
-        return _json(200, {"ref": f"return_{asked.key}"})
+        if state == "declined":
+            return _problem(409, "the payer's account is closed")
+        if state == "done" and self.store.returned(ref) > before:
+            self.tell_return(ref, asked.key, asked.amount_fen, "done")
+        return _json(200, {"ref": f"return_{asked.key}", "status": state})
 
     async def _signed(self, request: Request) -> bytes:
         """The body of a request whose HMAC is right and young."""
         self._resume()
-        body = await _body(request)
+        body = await read_body(request)
         moment = request.headers.get("x-sandbox-time", "")
         if not moment.isascii() or not moment.isdigit() or abs(time.time() - int(moment)) > CLOCK_S:
-            raise _Denied(401, "x-sandbox-time is missing or too far from our clock")
+            raise Denied(401, "x-sandbox-time is missing or too far from our clock")
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         wanted = sign_request(self._key, request.method, path, int(moment), body)
         if not hmac.compare_digest(
             wanted.encode(), request.headers.get("x-sandbox-signature", "").encode("latin-1", "replace")
         ):
-            raise _Denied(401, "x-sandbox-signature does not fit")
+            raise Denied(401, "x-sandbox-signature does not fit")
+        match self.store.faults().api:
+            case "error":
+                raise Denied(500, "it was told to fail")
+            case "silent":
+                await asyncio.sleep(SILENT_S)
+                raise Denied(500, "it was told to be silent")
         return body
 
     # --- the buyer's page ---
@@ -201,15 +222,13 @@ class Sandbox:
         if payment is None:
             return HTMLResponse(texts["missing"], 404)
         try:
-            form = parse_qs((await _body(request)).decode("utf-8", "replace"))
-        except _Denied as denied:
+            form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
+        except Denied as denied:
             return _problem(denied.status, str(denied))
         result = form.get("result", [""])[0]
         if result == "pay":
             payer = form.get("payer", [payment.payer])[0].strip()[:64] or payment.payer
-            if self.store.pay(payment.ref, payer):
-                self._deliver(payment.ref)
-            else:
+            if not self.pay(payment.ref, payer):
                 now = self.store.get(payment.ref) or payment  # a second tap: paid since it was looked up
                 if now.status != "paid":
                     return self._drawn(request, now, texts, status=409)
@@ -228,15 +247,15 @@ class Sandbox:
     ) -> Response:
         hold = ""
         if payment.hold_until is not None and payment.status in ("open", "failed"):
-            moment = datetime.fromtimestamp(payment.hold_until / 1000, UTC).strftime("%H:%M:%S UTC")
-            hold = texts["hold"].format(time=moment)
+            until = datetime.fromtimestamp(payment.hold_until / 1000, self._zone)
+            hold = texts["hold"].format(time=until.strftime("%H:%M:%S"), zone=self._zone.key)
         page = self._pages.get_template("pay.html").render(
             texts=texts,
             lang="en" if texts is TEXTS["en"] else "zh-CN",
             payment=payment,
             amount=f"{payment.amount_fen // 100}.{payment.amount_fen % 100:02d}",
             hold=hold,
-            style=request.scope.get("root_path", "") + "/pay.css",
+            style="../pay.css",  # relative: the page may stand behind the shop's own address
         )
         back = urlsplit(payment.return_url)
         return HTMLResponse(
@@ -253,44 +272,88 @@ class Sandbox:
 
     # --- webhooks ---
 
+    def pay(self, ref: str, payer: str, off_fen: int | None = None) -> bool:
+        """The buyer pays; False when it is not open."""
+        off_fen = self.store.faults().charge_off_fen if off_fen is None else off_fen
+        paid = self.store.pay(ref, payer, off_fen)
+        if paid:
+            self.tell_payment(ref)
+        return paid
+
+    def tell_payment(self, ref: str) -> None:
+        payment = self.store.get(ref)
+        assert payment is not None
+        self._tell(f"msg_{ref}", ref, "payment.succeeded", _said(payment))
+
+    def tell_return(self, ref: str, key: str, amount_fen: int, state: ReturnState) -> None:
+        data: dict[str, Any] = {
+            "ref": ref,
+            "key": key,
+            "amount_fen": amount_fen,
+            "return_ref": f"return_{key}",
+            "declined": "the payer's account is closed" if state == "declined" else "",
+        }
+        self._tell(f"msg_{key}_{state}", ref, "payment.returned", data)
+
+    def _tell(self, name: str, ref: str, kind: NewsType, data: dict[str, Any]) -> None:
+        """Owe the shop a webhook, as the faults would have it."""
+        faults = self.store.faults()
+        if faults.vanish:
+            return
+        waiting = [] if not faults.reorder else self.store.held()
+        now = time.time()
+        late = faults.hold or (faults.reorder and not waiting)
+        if not self.store.owe(name, ref, kind, data, None if late else now + faults.delay_s) or late:
+            return
+        self.deliver(name, *waiting)
+
     def _resume(self) -> None:
-        """After a restart: what was paid and not answered goes on."""
+        """After a restart: what was owed and not answered goes on."""
         if not self._resumed:
             self._resumed = True
-            for payment in self.store.undelivered():
-                self._deliver(payment.ref)
+            for news in self.store.undelivered():
+                self.deliver(news.id)
 
-    def _deliver(self, ref: str) -> None:
-        if ref not in self._deliveries:
-            task = asyncio.create_task(self._send_until_answered(ref))
-            self._deliveries[ref] = task
-            task.add_done_callback(lambda _: self._deliveries.pop(ref, None))
+    def deliver(self, name: str, *then: str) -> None:
+        """Send in the background until it is answered; `then` those that were kept back behind it."""
+        if name not in self._deliveries:
+            task = asyncio.create_task(self._send_in_turn((name, *then)))
+            self._deliveries[name] = task
+            task.add_done_callback(lambda _: self._deliveries.pop(name, None))
 
-    async def _send_until_answered(self, ref: str) -> None:
+    async def _send_in_turn(self, names: tuple[str, ...]) -> None:
+        for number, name in enumerate(names):
+            if number:
+                self.store.send_at(name, time.time())
+            await self._send_until_answered(name)
+
+    async def _send_until_answered(self, name: str) -> None:
         while True:
-            payment = self.store.get(ref)
-            if payment is None or payment.next_at is None:
+            news = self.store.news(name)
+            if news is None or news.next_at is None:
                 return
-            wait_s = payment.next_at - time.time()
+            wait_s = news.next_at - time.time()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            delivered = await self._send(payment)
-            tries = payment.attempts
+            delivered = 200 <= await self.send(news) < 300
+            for _ in range(self.store.faults().copies - 1):
+                await self.send(news)
+            tries = news.attempts
             next_at = time.time() + self._retry_s[tries] if tries < len(self._retry_s) else None
-            self.store.attempted(ref, delivered=delivered, next_at=next_at)
+            self.store.attempted(name, delivered=delivered, next_at=next_at)
 
-    async def _send(self, payment: SandboxPayment) -> bool:
-        """One webhook. Its id stays the same over all tries, so that the shop can tell a repeat."""
-        now = datetime.now(UTC)
-        body = msgspec.json.encode(
-            {"type": "payment.succeeded", "timestamp": now, "data": _said(payment)}
-        ).decode()
-        name = f"msg_{payment.ref}"
+    async def send(self, news: News, *, age_s: float = 0, forged: bool = False) -> int:
+        """One webhook; the shop's answer, 0 for none. Its id stays the same over all tries, so that the shop
+        can tell a repeat."""
+        payment = self.store.get(news.ref)
+        assert payment is not None
+        now = datetime.fromtimestamp(time.time() - age_s, UTC)
+        body = msgspec.json.encode({"type": news.type, "timestamp": now, "data": news.data}).decode()
         headers = {
             "content-type": "application/json",
-            "webhook-id": name,
+            "webhook-id": news.id,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": self._webhook.sign(name, now, body),
+            "webhook-signature": (self._forger if forged else self._webhook).sign(news.id, now, body),
         }
         try:
             async with httpx2.AsyncClient(
@@ -298,8 +361,8 @@ class Sandbox:
             ) as client:
                 answer = await client.post(payment.notify_url, content=body.encode(), headers=headers)
         except httpx2.HTTPError:
-            return False
-        return 200 <= answer.status_code < 300
+            return 0
+        return int(answer.status_code)
 
     async def aclose(self) -> None:
         """Stop sending; what is not answered goes on at the next start."""
@@ -316,15 +379,17 @@ def create_sandbox(
     secret: str,
     path: Path | None = None,
     *,
+    timezone: str = "UTC",
     retry_s: tuple[float, ...] = RETRY_S,
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> Starlette:
     """The provider as an app. `path` is its file; without one it forgets at the end of the process.
+    Buyers read times in `timezone`.
 
     Several processes with one file are one provider. A mounted app gets no lifespan events: then webhooks
     that an earlier process left are taken up with the first request.
     """
-    sandbox = Sandbox(secret, SandboxStore(path), retry_s=retry_s, transport=transport)
+    sandbox = Sandbox(secret, SandboxStore(path), timezone=timezone, retry_s=retry_s, transport=transport)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -342,7 +407,7 @@ def _said(payment: SandboxPayment) -> dict[str, Any]:
     return {
         "ref": payment.ref,
         "order": payment.order,
-        "amount_fen": payment.amount_fen,
+        "amount_fen": payment.paid_fen or payment.amount_fen,
         "payer": payment.payer,
         "paid_at": None if payment.paid_at is None else datetime.fromtimestamp(payment.paid_at, UTC),
     }
@@ -361,15 +426,6 @@ def _texts(request: Request) -> dict[str, str]:
 
 def _tls(url: str) -> bool:
     return url.startswith("https:")
-
-
-async def _body(request: Request) -> bytes:
-    parts = bytearray()
-    async for part in request.stream():
-        parts += part
-        if len(parts) > BODY_MAX:
-            raise _Denied(413, f"at most {BODY_MAX} bytes")
-    return bytes(parts)
 
 
 def _json(status: int, content: dict[str, Any]) -> Response:

@@ -5,7 +5,8 @@
 local LOG, META, STATES, VERSIONS, COUNTS, REPLIES, BEHAVIOUR =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 -- LOG        stream, ids <seq>-0. Fields: e event JSON without seq ('' when redacted or none) · a audience
---            bit · v state version · u '1' when it cuts the beat short · r seq of an entry to redact
+--            bit · v state version · u '1' when it cuts the beat short · r seq of an entry to redact · s, of
+--            viewers' comments only: rank in sampling, 1 shown before 4
 -- META       hash: epoch, seq, version, generation, status, audiences, started_at …
 -- STATES     hash: state key -> parts JSON, [{"a":bit,"d":{…},"counts":["*"]}, …]
 -- VERSIONS   zset: state key -> version it changed at (one counter a show: META.version)
@@ -64,13 +65,17 @@ local function set_count(key, field, to) redis.call('HSET', COUNTS, key .. '|' .
 local function get_count(key, field) return tonumber(redis.call('HGET', COUNTS, key .. '|' .. field) or '0') end
 
 -- Number the event and append it; the append is the publication. Returns its seq.
--- event: JSON object text beginning '{"type":'. Its time is the store's.
-local function append(bit, event, urgent, redacts)
+-- event: JSON object text beginning '{"type":'. Its time is the store's. rank: see field s; nil is never sampled.
+local function append(bit, event, urgent, redacts, rank)
   local seq = redis.call('HINCRBY', META, 'seq', 1)
   local body = event
   if event ~= '' then body = '{"at":' .. string.format('%.0f', NOW) .. ',' .. string.sub(event, 2) end
-  redis.call('XADD', LOG, 'MAXLEN', '~', LOG_MAX, seq .. '-0', 'e', body, 'a', bit,
-    'v', redis.call('HGET', META, 'version') or '0', 'u', urgent and '1' or '', 'r', redacts or '')
+  local entry = {LOG, 'MAXLEN', '~', LOG_MAX, seq .. '-0', 'e', body, 'a', bit,
+    'v', redis.call('HGET', META, 'version') or '0', 'u', urgent and '1' or '', 'r', redacts or ''}
+  if rank then
+    entry[#entry + 1], entry[#entry + 2] = 's', rank
+  end
+  redis.call('XADD', unpack(entry))
   return seq
 end
 

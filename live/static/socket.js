@@ -2,17 +2,21 @@
 //
 // Says hello with a token or by the page's cookie, with `since` when it was here before; checks that
 // ranges join without holes; keeps states by version, latest wins; comes back with full jitter in the
-// server's window; keeps keyed commands until they are answered. Knows no page: what it learns it hands
-// to callbacks.
+// server's window, later and later while it fails; keeps keyed commands until they are answered. Knows no
+// page: what it learns it hands to callbacks.
 
 const SUBPROTOCOL = "companion.v1";
 const HELLO_WAIT_MS = 8_000; // for `welcome`
 const PONG_GRACE_MS = 10_000; // silence beyond the ping interval that means the link is dead
-const FIRST_WINDOW_MS = [500, 20_000]; // until the server has said its own
-const STEADY_MS = 3_000; // a connection this old resets the back-off
+const FIRST_WINDOW_MS = [500, 2_000]; // until the server has said its own
+const LONGEST_MS = 20_000; // the back-off ends here, unless the server's own window is longer
+const STEADY_MS = 30_000; // a connection this old resets the back-off
 const PENDING_MAX = 64; // keyed commands kept at a time
 const KEPT_MS = 120_000; // a keyed command older than this is not sent again by itself
 const PLAIN_WAIT_MS = 15_000; // a command without key is given up after this
+
+/** 4000–4099: sent elsewhere, come back at once. 4500–4999 are final. All else is a failure: with back-off. */
+const told = (code) => code >= 4000 && code <= 4099;
 
 /** A command understood and declined. `code` is the word on the wire. */
 export class Refusal extends Error {
@@ -63,7 +67,8 @@ export function newKey() {
  *   status(name, detail)       connecting | open | lost {at, retry_at, offline} | stopped {code, reason}
  */
 export class ShowSocket {
-  constructor(show, handlers = {}, { token = null, store = null, clock = new ServerClock() } = {}) {
+  constructor(show, handlers = {}, { token = null, store = null, clock = new ServerClock(), window_max_ms = Infinity, random = Math.random } = {}) {
+    this.random = random;
     this.show = show;
     this.handlers = handlers;
     this.token = token;
@@ -72,7 +77,8 @@ export class ShowSocket {
     this.epoch = null;
     this.seq = 0;
     this.versions = new Map(); // state key -> version
-    this.window = FIRST_WINDOW_MS;
+    this.window_max_ms = window_max_ms; // for the few who should not wait as long as the many
+    this._take(FIRST_WINDOW_MS);
     this.ping_ms = 25_000;
     this.attempts = 0;
     this.next_id = 1;
@@ -86,11 +92,7 @@ export class ShowSocket {
     this.timers = {};
     this._kept();
     this._online = () => this._comeBack(true);
-    this._offline = () => {
-      if (!this.socket) return;
-      this._detach(this.socket); // its close handshake would wait for a network that is not there
-      this._lost(1006);
-    };
+    this._offline = () => this._cut(this.socket);
     this._shown = (event) => event.persisted && this._comeBack(true);
     this._visible = () => document.visibilityState === "visible" && this._look();
   }
@@ -175,7 +177,15 @@ export class ShowSocket {
     socket.onclose = (event) => {
       if (this.socket === socket) this._lost(event.code, event.reason);
     };
-    this.timers.hello = setTimeout(() => socket.close(), HELLO_WAIT_MS);
+    this.timers.hello = setTimeout(() => this._cut(socket), HELLO_WAIT_MS);
+  }
+
+  /** This link is no good. Its close handshake would wait for what does not come, so it is not waited for. */
+  _cut(socket) {
+    if (!socket || this.socket !== socket) return;
+    this.socket = null;
+    this._detach(socket);
+    this._lost(1006);
   }
 
   _detach(socket) {
@@ -207,30 +217,40 @@ export class ShowSocket {
     this.opened_at = 0;
     const offline = navigator.onLine === false;
     const wait = offline ? this.window[1] : this._jitter(code); // `online` cuts it short
-    if (!offline) this.attempts += 1;
+    if (!offline && !told(code)) this.attempts += 1; // being sent elsewhere is no failure
     this.handlers.status?.("lost", { at: this.lost_at, retry_at: this.clock.now() + wait, offline, code });
     this.timers.retry = setTimeout(() => this._connect(), wait);
   }
 
-  /** Full jitter. Told to come back: anywhere in the window. Else the window opens with each failure. */
+  /**
+   * Full jitter over the server's window, which is as long as it needs to let everyone in again: a node that
+   * dies closes all of them with the same 1006. Each failure in a row doubles the window's end.
+   */
   _jitter(code) {
     const [least, most] = this.window;
-    const told = code >= 4000 && code <= 4099;
-    const top = told ? most : Math.min(most, Math.max(least, 500) * 2 ** Math.min(this.attempts, 10));
-    return least + Math.random() * Math.max(0, top - least);
+    const doubled = most * 2 ** Math.min(this.attempts, 10);
+    const top = told(code) ? most : Math.min(Math.max(most, LONGEST_MS), doubled);
+    return least + this.random() * (top - least);
   }
 
   _comeBack(soon) {
     if (this.stopped || this.socket) return;
     if (soon) this.attempts = 0;
     clearTimeout(this.timers.retry);
-    this.timers.retry = setTimeout(() => this._connect(), Math.random() * this.window[0]);
+    this.timers.retry = setTimeout(() => this._connect(), this.random() * this.window[0]);
   }
 
   /** Back from a pocket: a link that was silent too long is dead, whatever the browser believes. */
   _look() {
     if (!this.socket) this._comeBack(true);
-    else if (this.welcomed && performance.now() - this.heard_at > this.ping_ms + PONG_GRACE_MS) this.socket.close();
+    else if (this.welcomed && performance.now() - this.heard_at > this.ping_ms + PONG_GRACE_MS) this._cut(this.socket);
+  }
+
+  /** The window the server wishes: at the welcome, and again in its hint before it goes away. */
+  _take(window) {
+    const [least, most] = Array.isArray(window) ? window : [];
+    if (!Number.isFinite(least) || !Number.isFinite(most) || least < 0 || most < least) return;
+    this.window = [least, most].map((end) => Math.min(end, this.window_max_ms));
   }
 
   _clearTimers() {
@@ -242,11 +262,7 @@ export class ShowSocket {
     this.heard_at = performance.now();
     clearTimeout(this.timers.silence);
     const socket = this.socket;
-    this.timers.silence = setTimeout(() => {
-      if (this.socket !== socket) return;
-      this._detach(socket);
-      this._lost(1006, "silence");
-    }, this.ping_ms + PONG_GRACE_MS);
+    this.timers.silence = setTimeout(() => this._cut(socket), this.ping_ms + PONG_GRACE_MS);
   }
 
   // — frames —
@@ -260,7 +276,7 @@ export class ShowSocket {
       messages = null;
     }
     if (!Array.isArray(messages)) {
-      this.socket?.close(1002);
+      this._cut(this.socket);
       return;
     }
     const changed = new Map();
@@ -279,7 +295,7 @@ export class ShowSocket {
           this._welcome(message, changed);
           break;
         case "gap":
-          this._resync();
+          this._resync(message.within_ms);
           break;
         case "ok":
         case "refused":
@@ -288,9 +304,10 @@ export class ShowSocket {
         case "ping":
           this._raw({ type: "pong" });
           if (message.time) this.clock.learn(message.time, performance.now());
+          this._take(message.reconnect_ms);
           break;
         case "reconnect":
-          if (message.reconnect_ms) this.window = message.reconnect_ms;
+          this._take(message.reconnect_ms);
           break;
         default:
           if (message.seq !== undefined) {
@@ -316,9 +333,17 @@ export class ShowSocket {
     return true;
   }
 
-  _resync() {
+  /** Ask for what is missing; where everyone is told to, at a random moment within the time the server names. */
+  _resync(within_ms = 0) {
     if (this.resyncing || !this.welcomed) return;
     this.resyncing = true;
+    const socket = this.socket;
+    if (within_ms > 0) this.timers.resync = setTimeout(() => this._askAgain(socket), this.random() * within_ms);
+    else this._askAgain(socket);
+  }
+
+  _askAgain(socket) {
+    if (this.socket !== socket) return;
     this.hello_sent = performance.now();
     const since = this.epoch === null ? null : { epoch: this.epoch, seq: this.seq };
     this._write({ type: "resync", since }, {
@@ -327,7 +352,7 @@ export class ShowSocket {
       },
       reject: () => {
         this.resyncing = false;
-        this.socket?.close();
+        this._cut(socket);
       },
     });
   }
@@ -343,7 +368,7 @@ export class ShowSocket {
   _welcome(message, changed) {
     clearTimeout(this.timers.hello);
     if (message.time) this.clock.learn(message.time, this.hello_sent);
-    if (message.reconnect_ms) this.window = message.reconnect_ms;
+    this._take(message.reconnect_ms);
     if (message.ping_s) this.ping_ms = message.ping_s * 1000;
     const fresh = !message.recovered;
     if (fresh) this.seq = message.seq;

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, ViewportSize
@@ -36,6 +36,7 @@ VIEWPORTS = {PHONE: ViewportSize(width=390, height=844), DESK: ViewportSize(widt
 NARROW = ViewportSize(width=320, height=640)
 ANSWER_MS = 8_000
 
+# Of the tests and of docs/screenshots.py: a browser that asks nobody anything.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -59,8 +60,17 @@ CONTROLS = {
     "textbox",
     "Video",
 }
+# Keeps the page's socket at hand once it is welcomed, so that a test can say what a server says only in trouble.
+LISTENING = """
+window.WebSocket = class extends WebSocket {
+  constructor(...given) {
+    super(...given);
+    this.addEventListener("message", () => (window.hearing = this));
+  }
+};
+"""
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-INSTALL = "The browser tests need Chromium and a Chinese font: apt-get install chromium fonts-wqy-zenhei"
+INSTALL = "The pages are looked at in Chromium with a Chinese font: apt-get install chromium fonts-wqy-zenhei"
 
 
 def find_chromium() -> str | None:
@@ -120,8 +130,8 @@ class Shop:
             "/v1/shows",
             {
                 "room": room["id"],
-                "title": "秋收专场:新米上市夜",
-                "summary": "今年的新米、十谷粥和小榨菜籽油,边煮边聊。",
+                "title": "秋收专场：新米上市夜",
+                "summary": "今年的新米、十谷粥和小榨菜籽油，边煮边聊。",
                 "starts_at": (datetime.now(UTC) + timedelta(minutes=10)).isoformat(),
                 "video_url": "/static/demo/loop.mp4" if moving else "",
                 "video_kind": "mp4",
@@ -200,8 +210,10 @@ class People:
         staff: bool = False,
         lang: str = "zh-CN",
         viewport: ViewportSize | None = None,
+        listening: bool = False,
+        scheme: Literal["light", "dark"] = "light",
     ) -> BrowserContext:
-        """A browser of one person's own."""
+        """A browser of one person's own. `listening`: the test may `tell` its pages something."""
         made = self._browser.new_context(
             locale=lang,
             viewport=viewport or VIEWPORTS[self.size],
@@ -210,8 +222,11 @@ class People:
             base_url=self.shop.url,
             reduced_motion="reduce",
             timezone_id="Asia/Shanghai",
+            color_scheme=scheme,
         )
         made.set_default_timeout(ANSWER_MS)
+        if listening:
+            made.add_init_script(LISTENING)
         if token is not None or staff:
             session = {VIEWER_COOKIE: token} if token is not None else {STAFF_COOKIE: self.shop.staff_token}
             made.add_cookies(
@@ -254,6 +269,18 @@ class People:
 
 
 Peopled = Callable[[str], People]  # the people of a test that says its size itself
+
+
+def tell(page: Page, **states: dict[str, Any] | None) -> None:
+    """Let the page hear these states by its socket, newer than any it has; None: gone."""
+    version = 10 * round(datetime.now(UTC).timestamp() * 1000)
+    page.evaluate(
+        """async messages => {
+          for (let i = 0; i < 400 && !window.hearing; i += 1) await new Promise(go => setTimeout(go, 20));
+          hearing.onmessage({ data: JSON.stringify(messages) });
+        }""",
+        [{"type": "state", "key": key, "version": version, "data": data} for key, data in states.items()],
+    )
 
 
 def moving(page: Page) -> None:

@@ -46,10 +46,10 @@ def test_the_link_opens_the_panel_once(people: People, shop: Shop) -> None:
     link = shop.sign_in_link()
     panel = people.page(link)
     row = panel.locator(f'a[href="/panel/{show}"]')
-    expect(row).to_have_accessible_name("进入控制台: 秋收专场:新米上市夜")
+    expect(row).to_have_accessible_name("进入控制台：秋收专场：新米上市夜")
     assert "#" not in panel.url
     row.click()
-    expect(panel.get_by_role("heading", name="秋收专场:新米上市夜")).to_be_visible()
+    expect(panel.get_by_role("heading", name="秋收专场：新米上市夜")).to_be_visible()
     expect(panel.get_by_text("候场中")).to_be_visible()
     for key, title in zip("ABCD", ("有机大米", "厨房三件套", "下一款粥", "菜籽油"), strict=True):
         expect(cue(panel, title).locator("kbd")).to_have_text(key)
@@ -106,7 +106,7 @@ def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> 
     panel = people.panel(show)
     viewer = people.viewer(show, token=shop.member("孙八"))
     field = viewer.get_by_label("说点什么")
-    for line in ("这个米是新米吗?", "加微信低价卖米"):
+    for line in ("这个米是新米吗？", "加微信低价卖米"):
         field.fill(line)
         viewer.get_by_role("button", name="发送评论").click()
         expect(viewer.locator(".line--own:not(.line--pending)").filter(has_text=line)).to_be_visible()
@@ -122,11 +122,11 @@ def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> 
     hello = viewer.get_by_role("listitem").filter(has_text="大家晚上好")
     expect(hello).to_contain_text("主播")
 
-    question = panel.locator(".line").filter(has_text="这个米是新米吗?")
+    question = panel.locator(".line").filter(has_text="这个米是新米吗？")
     expect(question).to_contain_text("提问")
     act_on(question, "回复", people)
     say_as_host(panel, "是今年的新米")
-    expect(viewer.get_by_role("listitem").filter(has_text="是今年的新米")).to_contain_text("回复 孙八:")
+    expect(viewer.get_by_role("listitem").filter(has_text="是今年的新米")).to_contain_text("回复 孙八：")
 
     spam = panel.locator(".line").filter(has_text="加微信低价卖米")
     act_on(spam, "隐藏", people)
@@ -135,11 +135,18 @@ def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> 
     act_on(spam, "禁言", people)
     spam.get_by_role("button", name="1 分钟").click()
     expect(spam).to_contain_text("已禁言")
+    # told at once, not when they try to speak
+    expect(field).to_have_attribute("placeholder", re.compile("^你暂时不能发言，还有 [0-9]+ 秒"))
     field.fill("还是加微信吧")
-    viewer.get_by_role("button", name="发送评论").click()
-    expect(field).to_have_attribute("placeholder", re.compile("^你暂时不能发言,还有 [0-9]+ 秒"))
+    expect(viewer.get_by_role("button", name="发送评论")).to_be_disabled()
+    field.press("Enter")
     expect(field).to_have_value("还是加微信吧")
     expect(panel.locator(".line").filter(has_text="还是加微信吧")).to_have_count(0)
+    panel.get_by_text("已禁言 1 人").click()
+    panel.get_by_role("button", name="解除禁言").click()
+    expect(field).to_have_attribute("placeholder", "说点什么…")
+    viewer.get_by_role("button", name="发送评论").click()
+    expect(viewer.locator(".line--own:not(.line--pending)").filter(has_text="还是加微信吧")).to_be_visible()
 
 
 def test_after_the_end_come_the_card_and_tags_with_their_evidence(one_size: Peopled, shop: Shop) -> None:
@@ -149,7 +156,7 @@ def test_after_the_end_come_the_card_and_tags_with_their_evidence(one_size: Peop
     token = shop.member("周九")
     phone, desk = one_size(PHONE), one_size(DESK)
     viewer = phone.viewer(show, token=token)
-    viewer.get_by_label("说点什么").fill("有机大米什么时候发货?")
+    viewer.get_by_label("说点什么").fill("有机大米什么时候发货？")
     viewer.get_by_role("button", name="发送评论").click()
     expect(viewer.locator(".line--own:not(.line--pending)")).to_be_visible()
     shop.join(token, show)
@@ -163,7 +170,7 @@ def test_after_the_end_come_the_card_and_tags_with_their_evidence(one_size: Peop
         expect(orders).to_contain_text("已付款 有机大米 5kg")
         expect(orders).to_contain_text("第 1 位")
     panels[0][1].get_by_role("button", name="结束", exact=True).click()
-    panels[0][1].get_by_role("dialog", name="结束这场直播?").get_by_role("button", name="确认结束").click()
+    panels[0][1].get_by_role("dialog", name="结束这场直播？").get_by_role("button", name="确认结束").click()
     for people, panel in panels:
         report = panel.get_by_role("region", name="本场总结")
         figures = report.locator(".stat")
@@ -178,6 +185,6 @@ def test_after_the_end_come_the_card_and_tags_with_their_evidence(one_size: Peop
         tag = tags.get_by_role("button", name="对有机大米感兴趣")
         expect(tag).to_be_visible(timeout=LEARNT_MS)
         tag.click()
-        expect(tags).to_contain_text("规则:")
-        expect(tags.locator(".evidence")).to_contain_text("评论提到:有机大米什么时候发货?")
+        expect(tags).to_contain_text("规则：")
+        expect(tags.locator(".evidence")).to_contain_text("评论提到：有机大米什么时候发货？")
         expect(tags.locator(".evidence")).to_contain_text("付款")

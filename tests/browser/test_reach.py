@@ -63,7 +63,7 @@ def test_what_a_member_meets_fits_320_pixels_and_every_control_has_a_name(
     page = one_size(PHONE).viewer(show, token=token, viewport=NARROW)
     page.get_by_role("article", name="有机大米 5kg").get_by_role("button", name="购买").click()
     expect(page.get_by_role("button", name="提交订单")).to_be_enabled()
-    page.get_by_role("button", name="为什么是这个价?").click()
+    page.get_by_role("button", name="为什么是这个价？").click()
     check(page, "the order")
     page.get_by_role("button", name="更换收货地址").click()
     page.get_by_role("button", name="新地址").click()
@@ -105,7 +105,7 @@ def test_the_panel_fits_320_pixels_and_every_control_has_a_name(one_size: People
     check(panel, "the keys")
     panel.keyboard.press("Escape")
     panel.get_by_role("button", name="结束", exact=True).click()
-    expect(panel.get_by_role("dialog", name="结束这场直播?")).to_be_visible()
+    expect(panel.get_by_role("dialog", name="结束这场直播？")).to_be_visible()
     check(panel, "the end")
 
 
@@ -132,7 +132,7 @@ def test_a_sheet_keeps_the_focus_and_gives_it_back(one_size: Peopled, shop: Shop
     expect(opener).to_be_focused()
 
     panel = people.panel(show)
-    help_button = panel.get_by_role("button", name="快捷键 (?)")
+    help_button = panel.get_by_role("button", name="快捷键（?）")
     help_button.focus()
     panel.keyboard.press("Enter")
     dialog = panel.get_by_role("dialog", name="快捷键")

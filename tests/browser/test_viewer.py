@@ -24,7 +24,7 @@ def test_a_guest_sees_the_picture_move_the_prices_the_pieces_and_the_talk(people
     moving(page)
     shop.run_cues(show, "ABDH")
     expect(card(page, "有机大米 5kg")).to_contain_text("非会员价¥128会员价¥109", use_inner_text=False)
-    expect(card(page, "有机大米 5kg")).to_contain_text("开通会员,这件省 ¥19")
+    expect(card(page, "有机大米 5kg")).to_contain_text("开通会员，这件省 ¥19")
     flash = card(page, "浓香菜籽油 1.8L")
     expect(flash).to_contain_text("限时价")
     expect(flash).to_contain_text("剩 60 / 60 件")
@@ -32,8 +32,8 @@ def test_a_guest_sees_the_picture_move_the_prices_the_pieces_and_the_talk(people
     before = clock.inner_text()
     expect(clock).not_to_have_text(before)
     seats = card(page, "厨房三件套").get_by_role("img")
-    expect(seats).to_have_accessible_name("共 100 份,已得 0,付款中 0,剩 100")
-    expect(page.get_by_text("今晚下单,明天 16:00 前从仓库发出。")).to_be_visible()
+    expect(seats).to_have_accessible_name("共 100 份，已得 0，付款中 0，剩 100")
+    expect(page.get_by_text("今晚下单，明天 16:00 前从仓库发出。")).to_be_visible()
     shop.comment(show, "欢迎来到秋收专场")
     said = page.get_by_role("listitem").filter(has_text="欢迎来到秋收专场")
     expect(said).to_be_visible()
@@ -41,7 +41,7 @@ def test_a_guest_sees_the_picture_move_the_prices_the_pieces_and_the_talk(people
     likes = page.get_by_role("button", name="点赞")
     for _ in range(3):
         likes.click()
-    expect(likes).to_have_accessible_name("点赞,现在 3 个赞")
+    expect(likes).to_have_accessible_name("点赞，现在 3 个赞")
 
 
 def test_results_of_a_poll_are_hidden_until_one_has_voted(people: People, shop: Shop) -> None:
@@ -60,7 +60,7 @@ def test_results_of_a_poll_are_hidden_until_one_has_voted(people: People, shop: 
 def test_a_comment_typed_before_sign_in_is_kept_and_sent_after(people: People, shop: Shop) -> None:
     show = shop.make_show()
     page = people.viewer(show)
-    line = "新米什么时候发货?"
+    line = "新米什么时候发货？"
     page.get_by_label("说点什么").fill(line)
     page.get_by_role("button", name="发送评论").click()
     sheet = page.get_by_role("dialog", name="登录后发出这条评论")
@@ -88,7 +88,7 @@ def test_joining_by_payment_returns_to_the_show_and_changes_the_open_page(people
     paying.get_by_role("button", name="¥199 开通").click()
     expect(paying.get_by_role("dialog", name="确认付款")).to_contain_text("已为你留住一个名额")
     expect(card(first, "厨房三件套").get_by_role("img")).to_have_accessible_name(
-        "共 100 份,已得 0,付款中 1,剩 99"
+        "共 100 份，已得 0，付款中 1，剩 99"
     )
     paying.get_by_role("button", name="去付款 ¥199").click()
     pay_in_sandbox(paying)
@@ -106,7 +106,7 @@ def test_joining_by_payment_returns_to_the_show_and_changes_the_open_page(people
     expect(own).to_contain_text("我也是会员了")
     won = open_mine(first, "我的权益")
     expect(won).to_contain_text("前 100 名开通会员 送厨房三件套")
-    expect(won).to_contain_text("第 1 位,共 100 份")
+    expect(won).to_contain_text("第 1 位，共 100 份")
     first.get_by_role("tab", name="我的资料").click()
     expect(first.get_by_role("tabpanel")).to_contain_text("穗里年卡")
 
@@ -121,7 +121,7 @@ def test_an_order_with_its_address_is_paid_and_found_again(people: People, shop:
     expect(sheet.get_by_role("button", name="加一件")).to_be_disabled()
     expect(sheet).to_contain_text("每人限 2 件")
     expect(sheet).to_contain_text("¥49.90 × 2")
-    sheet.get_by_role("button", name="为什么是这个价?").click()
+    sheet.get_by_role("button", name="为什么是这个价？").click()
     expect(sheet.locator(".why__won")).to_contain_text("限时价")
     sheet.get_by_role("button", name="填写收货地址").last.click()
     form = page.get_by_role("dialog", name="新地址")

@@ -237,24 +237,118 @@ def test_a_final_close_is_final(page: Page, code: int) -> None:
 
 
 def test_a_token_that_is_no_good_is_dropped_and_the_cookie_speaks(page: Page) -> None:
-    play(page, 'await begin({ token: "bad" }); now().drop(4501); await back();')
+    play(page, 'await begin({ token: "bad" }); client.window = [1, 20]; now().drop(4501); await back();')
     assert play(page, "return now().sent[0].token;") is None
 
 
-def test_it_comes_back_somewhere_in_the_servers_window_and_slower_each_time(page: Page) -> None:
-    waits = play(
+# The same draws each time: a linear congruential generator, spread well enough for a few hundred draws.
+SEEDED = "((seed) => () => (seed = (seed * 1664525 + 1013904223) % 2 ** 32) / 2 ** 32)(7)"
+
+
+def waits(page: Page, code: int, failures: int, window: str = "[500, 4000]") -> list[float]:
+    """How long it would wait, 300 times, after this close and so many failures in a row."""
+    drawn: list[float] = play(
         page,
-        """await begin(); client.stop(); client.window = [500, 20000];
-        const draw = (code, attempts) => {
-          client.attempts = attempts;
-          return Array.from({ length: 300 }, () => client._jitter(code));
-        };
-        return { told: draw(4001, 0), first: draw(1006, 0), later: draw(4102, 9) };""",
+        f"""await begin({{ random: {SEEDED} }}); client.stop(); client.window = {window};
+        client.attempts = {failures};
+        return Array.from({{ length: 300 }}, () => client._jitter({code}));""",
     )
-    for drawn in waits.values():
-        assert min(drawn) >= 500 and max(drawn) <= 20_000
-    assert max(waits["told"]) - min(waits["told"]) > 15_000  # full jitter over the whole window
-    assert max(waits["first"]) <= 1_000 and max(waits["later"]) > 15_000
+    return drawn
+
+
+@pytest.mark.parametrize("code", [4001, 4099, 1006, 1012, 4102, 4107])
+def test_the_first_return_is_spread_over_the_servers_whole_window(page: Page, code: int) -> None:
+    drawn = waits(page, code, 0)
+    assert min(drawn) >= 500 and max(drawn) <= 4000
+    quarters = [sum(500 + 875 * n <= wait < 500 + 875 * (n + 1) for wait in drawn) for n in range(4)]
+    assert min(quarters) > 45  # of 75
+
+
+@pytest.mark.parametrize("code", [1000, 1006, 1012, 3000, 4100, 4104, 4499])
+def test_each_failure_in_a_row_opens_the_window_up_to_its_end(page: Page, code: int) -> None:
+    longest = [max(waits(page, code, failures)) for failures in (1, 2, 9, 30)]
+    assert 7_000 < longest[0] <= 8_000 and 14_000 < longest[1] <= 16_000
+    assert 18_000 < longest[2] <= 20_000 and 18_000 < longest[3] <= 20_000
+
+
+def test_before_the_server_has_said_its_window_a_failed_start_is_tried_again_soon_then_later(
+    page: Page,
+) -> None:
+    play(page, "await begin(); client.stop(); client.random = () => 1;")
+    wait = "client.attempts = {}; return client._jitter(1006);"
+    assert [play(page, wait.format(failures)) for failures in (0, 1, 2, 9)] == [2_000, 4_000, 8_000, 20_000]
+
+
+def test_who_is_sent_elsewhere_is_let_in_at_once_however_often(page: Page) -> None:
+    assert max(waits(page, 4001, 9)) <= 4000
+
+
+def test_a_window_longer_than_the_back_off_is_kept(page: Page) -> None:
+    assert 55_000 < max(waits(page, 1006, 5, "[500, 60000]")) <= 60_000
+
+
+def test_a_page_of_staff_may_shorten_the_window_and_still_backs_off(page: Page) -> None:
+    play(page, "await begin({ window_max_ms: 2000 }); now().say(welcome({ reconnect_ms: [500, 20000] }));")
+    assert play(page, "return client.window;") == [500, 2000]
+    assert play(page, "client.attempts = 9; client.random = () => 1; return client._jitter(1006);") == 20_000
+
+
+def test_a_refused_upgrade_counts_as_a_failure_and_being_sent_elsewhere_does_not(page: Page) -> None:
+    play(page, "await begin(); now().say(welcome()); now().drop(4001); await back();")
+    assert play(page, "return client.attempts;") == 0
+    play(page, "now().drop(1006); await until(() => sockets.length === 3);")  # as a 503 looks from a page
+    assert play(page, "return client.attempts;") == 1
+    play(page, "await until(() => now().sent.length); now().say(welcome()); now().drop(4104);")
+    assert play(page, "return client.attempts;") == 2  # seconds of health forgive nothing
+
+
+def test_half_a_minute_of_health_forgives_what_failed_before(page: Page) -> None:
+    play(page, "await begin(); now().say(welcome()); client.attempts = 5; client.opened_at -= 29000;")
+    play(page, "now().drop(1006); client._clearTimers();")
+    assert play(page, "return client.attempts;") == 6
+    play(page, "client._connect(); await until(() => now().sent.length); now().say(welcome());")
+    play(page, "client.opened_at -= 31000; now().drop(1006);")
+    assert play(page, "return client.attempts;") == 1
+
+
+def test_a_hint_before_the_drain_sets_the_window_and_nonsense_does_not(page: Page) -> None:
+    play(page, "await begin(); now().say(welcome()); client.random = () => 1;")
+    for nonsense in ("null", "7", "[]", "[5]", "[9, 1]", "[-5, 10]", '["1", 2]', "[0, 1e999]"):
+        play(page, f'now().say({{ type: "reconnect", reconnect_ms: {nonsense} }});')
+        assert play(page, "return client.window;") == [1, 20]
+    play(
+        page,
+        """now().say({ type: "reconnect", reconnect_ms: [3000, 9000] });
+        window.left_at = client.clock.now(); now().drop(4001);""",
+    )
+    name, lost = play(page, "return heard.status.at(-1);")
+    assert name == "lost" and 8_990 <= lost["retry_at"] - play(page, "return left_at;") <= 9_200
+
+
+def test_back_online_it_returns_at_once_and_with_a_clean_slate(page: Page) -> None:
+    play(page, "await begin(); now().say(welcome({ reconnect_ms: [20, 600000] })); client.attempts = 8;")
+    page.context.set_offline(True)
+    try:
+        play(page, 'await until(() => heard.status.at(-1)[0] === "lost");')
+        assert play(page, "return [heard.status.at(-1)[1].offline, client.attempts];") == [True, 8]
+    finally:
+        page.context.set_offline(False)
+    play(page, "await back(); now().say(welcome());")
+    assert play(page, "return client.attempts;") == 0
+
+
+def test_a_close_that_no_peer_answers_is_not_waited_for(page: Page) -> None:
+    """On a dead network the browser would sit in its close handshake for many seconds."""
+    play(page, "await begin(); now().say(welcome()); now().close = () => {};")
+    play(page, "client.heard_at = performance.now() - 60000; client._look(); await back();")
+    play(page, "now().close = () => {}; now().say(welcome());")
+    play(
+        page, "now().onmessage({ data: '{}' }); await until(() => sockets.length === 3 && now().sent.length);"
+    )
+    play(page, "now().close = () => {}; now().say(welcome()); now().say({ type: 'gap' });")
+    refused = '{ type: "refused", id: now().sent.at(-1).id, code: "unavailable", message: "" }'
+    play(page, f"now().say({refused}); await until(() => sockets.length === 4);")
+    assert play(page, "return heard.status.filter(([name]) => name === 'lost').length;") == 3
 
 
 def test_ping_is_answered_and_silence_ends_the_link(page: Page) -> None:

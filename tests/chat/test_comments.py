@@ -16,12 +16,11 @@ from chat.comments import (
     NotLive,
     badge_of,
     is_question,
-    public_id,
     shown_name,
     top_questions,
 )
 from live.lua import Scripts
-from membership.actor import Actor, Role, ShowId
+from membership.actor import Actor, Role, ShowId, public_id
 from membership.audience import STAFF_MASK, ShowAudiences
 from membership.partition import show_key
 from membership.refusal import (

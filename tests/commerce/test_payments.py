@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from commerce.benefits import BenefitInput, Benefits
 from commerce.order_book import NoSuchOrder
 from commerce.orders import NotPaid, OrderClosed, Placed
-from commerce.payments import FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
+from commerce.payments import AlreadyRefunded, FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
 from commerce.products import ProductPatch
 from live.database import Database, make_pool
 from live.handlers_viewer import make_payment_page
@@ -240,6 +242,12 @@ async def test_one_webhook_many_times_at_once_is_one_payment(shop: Shop, make_sh
     assert sorted(each.again for each in done) == [False] + [True] * 7
     assert len({each.payment for each in done}) == 1
     assert len(await shop.events(show, "order.paid")) == 1
+
+
+async def test_one_webhook_of_an_unknown_order_many_times_at_once_is_one_payment(shop: Shop) -> None:
+    done = await asyncio.gather(*[shop.pay(OrderId(new_id()), 100, "ref") for _ in range(8)])
+    assert sorted(each.again for each in done) == [False] + [True] * 7
+    assert len(await shop.rows("SELECT id FROM payments")) == 1
 
 
 async def test_a_second_payment_goes_back(shop: Shop, make_show: MakeShow) -> None:
@@ -481,7 +489,9 @@ async def test_late_money_without_the_gift_goes_back_by_one_tap(shop: Shop, make
     assert (order.state, order.returning_fen) == ("refunded", placed.total_fen)
     assert not (await shop.again(late)).facts.plans
     async with shop.tx() as t:
-        assert (await shop.payments.refund(t, late, placed.order)).returning_fen == placed.total_fen
+        with pytest.raises(AlreadyRefunded):
+            await shop.payments.refund(t, late, placed.order)
+        assert (await shop.orders.get(t.conn, late, placed.order)).returning_fen == placed.total_fen
 
 
 async def test_the_one_tap_is_over_after_a_day_and_not_for_others(shop: Shop, make_show: MakeShow) -> None:
@@ -514,7 +524,12 @@ async def test_a_refund_takes_the_points_back_and_is_once(shop: Shop, make_show:
         async with shop.tx() as t:
             return (await shop.payments.refund(t, OPERATOR, placed.order)).state
 
-    assert await asyncio.gather(*[refund() for _ in range(3)]) == ["refunded"] * 3
+    ends = await asyncio.gather(*[refund() for _ in range(3)], return_exceptions=True)
+    assert sorted(end if isinstance(end, str) else type(end).__name__ for end in ends) == [
+        "AlreadyRefunded",
+        "AlreadyRefunded",
+        "refunded",
+    ]
     async with shop.tx() as t:
         balance = await shop.points.balance(t.conn, buyer.member)  # type: ignore[arg-type]
     assert (balance.active, balance.pending) == (0, 0)
@@ -537,6 +552,67 @@ async def test_marked_money_is_sent_back_once(shop: Shop, make_show: MakeShow) -
         assert (await shop.orders.get(t.conn, buyer, placed.order)).returning_fen == 0
         rows = await shop.payments.of_order(t.conn, placed.order)
     assert [(row.returning_fen, row.returned_fen) for row in rows] == [(0, 0), (0, placed.total_fen)]
+
+
+async def test_parts_of_a_payment_go_back_each_cause_once_and_never_more_than_came(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+
+    async def part(amount_fen: int, cause: str) -> int:
+        async with shop.tx() as t:
+            return await shop.payments.return_part(t, placed.order, amount_fen, cause)
+
+    with pytest.raises(NotPaid):
+        await part(1, "early")
+    await shop.pay(placed.order, placed.total_fen, "ref")
+    assert await part(5_000, "case-1") == placed.total_fen - 5_000
+    assert await part(5_000, "case-1") == placed.total_fen - 5_000
+    for wrong, cause in ((4_000, "case-1"), (0, "a"), (-1, "b"), (placed.total_fen - 4_999, "c")):
+        with pytest.raises(BadRequest):
+            await part(wrong, cause)
+    ends = await asyncio.gather(
+        *[part(placed.total_fen - 5_000, f"case-{n}") for n in (2, 3, 4)], return_exceptions=True
+    )
+    assert sorted(type(end).__name__ for end in ends) == ["BadRequest", "BadRequest", "int"]
+    async with shop.tx() as t:
+        await shop.payments.refund(t, OPERATOR, placed.order)  # nothing is left to send
+    assert await shop.payments.return_due(shop.database) == 2
+    assert sum(amount for _, amount in shop.provider.returns.values()) == placed.total_fen
+
+
+async def test_the_table_itself_refuses_to_send_back_more_than_came(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+    paid = await shop.pay(placed.order, placed.total_fen)
+    insert = "INSERT INTO payment_returns (id, payment_id, amount_fen, reason) VALUES (%s, %s, %s, %s) RETURNING id"
+    await shop.rows(insert, new_id(), paid.payment, placed.total_fen, "one")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await shop.rows(insert, new_id(), paid.payment, 1, "two")
+
+
+# --- a page whose address does not hold ---
+
+
+async def test_a_page_is_made_anew_in_the_same_way_when_its_address_is_over(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = await make_show()
+    buyer, placed, _ = await bought(shop, show)
+    asked: list[PaymentRequest] = []
+
+    async def brief(request: PaymentRequest) -> PaymentPage:
+        asked.append(request)
+        return PaymentPage("ref-1", f"http://pay.test/{len(asked)}", 1_000 * int(time.time() + 200), "h5")
+
+    monkeypatch.setattr(shop.provider, "create", brief)
+    assert await page_of(shop, buyer, placed.order) == "http://pay.test/1"
+    assert await page_of(shop, buyer, placed.order) == "http://pay.test/1"
+    await shop.rows("UPDATE payment_starts SET page_until = now() RETURNING ref")
+    assert await page_of(shop, buyer, placed.order) == "http://pay.test/2"
+    assert [(request.way, request.amount_fen) for request in asked] == [("", 12_800), ("h5", 12_800)]
+    assert await shop.rows("SELECT ref FROM payment_starts") == [{"ref": "ref-1"}]
 
 
 # --- a webhook that never came ---

@@ -19,8 +19,25 @@ class RecordingTransport:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
-        self.waiting = 0
+        self.protocol: asyncio.Protocol | None = None
+        self.limits = (0, 0)
+        self._waiting = 0
         self.aborted = self.closed = False
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    @waiting.setter
+    def waiting(self, size: int) -> None:
+        """Tells the protocol when a mark is crossed, as a transport does."""
+        before, self._waiting = self._waiting, size
+        high, low = self.limits
+        if self.protocol is not None:
+            if before <= high < size:
+                self.protocol.pause_writing()
+            elif before > high and size <= low:
+                self.protocol.resume_writing()
 
     def write(self, data: bytes) -> None:
         self.frames.append(data)
@@ -56,6 +73,7 @@ class RecordingNode:
 
     def __init__(self) -> None:
         self.closes: list[int] = []
+        self.stalled: set[Socket] = set()
         self.received_frames: list[bytes] = []
 
     @staticmethod
@@ -107,6 +125,7 @@ class Watcher:
         self.transport = RecordingTransport()
         self.socket = Socket(cast(Any, self.node), set())
         self.socket.connection_made(cast(Any, self.transport))
+        self.transport.protocol = self.socket
         self.socket.ws.state = OPEN
         self.socket.show, self.socket.actor, self.socket.joined = show, actor, True
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from live.brand import PLAN
@@ -84,17 +84,25 @@ class Served:
     def token(self, actor: Actor, ttl_s: int = 600) -> str:
         return self.parts.tokens.mint(actor, ttl_s)
 
-    async def open(self, show: ShowId, **more: Any) -> ClientConnection:
-        """The upgraded socket, before hello."""
+    async def open(self, show: ShowId, *, patient: bool = True, **more: Any) -> ClientConnection:
+        """The upgraded socket, before hello. A node that asks to come again is asked again, as clients do."""
         more.setdefault("subprotocols", [WIRE])
         more.setdefault("compression", None)
-        return await connect(f"ws://127.0.0.1:{self.port}/v1/shows/{show}/socket", ping_interval=None, **more)
+        address = f"ws://127.0.0.1:{self.port}/v1/shows/{show}/socket"
+        async with asyncio.timeout(ANSWER_S):
+            while True:
+                try:
+                    return await connect(address, ping_interval=None, **more)
+                except InvalidStatus as refused:
+                    if refused.response.status_code != 503 or not patient:
+                        raise
+                    await asyncio.sleep(float(refused.response.headers["Retry-After"]))
 
     async def leave_all(self) -> None:
         """Close what the tests left open."""
         seats, self._seats = self._seats, []
-        for seat in seats:
-            await seat.close()
+        # All at once: one that did not read for long waits for its own timeout.
+        await asyncio.gather(*(seat.close() for seat in seats))
 
     async def enter(
         self, show: ShowId, actor: Actor | None = None, since: dict[str, Any] | None = None
@@ -185,6 +193,7 @@ async def serve(
         "COMPANION_SANDBOX": "yes",
         "COMPANION_SMS": "sandbox",
         "COMPANION_DRAIN_S": "5",
+        "COMPANION_COMMENTS_SHOWN_PER_S": "0",
         **{f"COMPANION_{name.upper()}": str(value) for name, value in settings.items()},
     }
     async with serving(read_settings(environment), sock) as server:

@@ -16,7 +16,16 @@ from redis.asyncio import Redis
 from chat.comments import Comments
 from chat.polls import Polls
 from live import protocol as wire
-from live.hub import CACHED_MAX, NOTHING, RECENT_SHOWN, REPLAY_BYTES_MAX, ShowHub, beat_s
+from live.hub import (
+    CACHED_MAX,
+    FRAME_BYTES_MAX,
+    NOTHING,
+    RECENT_SHOWN,
+    REPLAY_BYTES_MAX,
+    WRITES_PER_STEP,
+    ShowHub,
+    beat_s,
+)
 from live.log import Changes, Entry, Part, ShowLog, State
 from live.lua import Scripts
 from live.metrics import Metrics
@@ -80,7 +89,7 @@ async def flushed(hub: ShowHub) -> None:
 
 
 async def _flushed(hub: ShowHub) -> None:
-    while hub.sent < hub.seq or hub._changed or hub._flushing:
+    while hub.sent < hub.seq or hub._changed or hub._unsorted or hub._flushing:
         await asyncio.sleep(0.001)
 
 
@@ -88,6 +97,7 @@ def test_the_beat_grows_with_the_show() -> None:
     assert beat_s(1) == beat_s(500) == 0.05
     assert beat_s(1_000) == 0.1
     assert beat_s(2_500) == beat_s(100_000) == 0.25
+    assert beat_s(500, took_s=0.06) == 0.12  # twice what writing the last one took
 
 
 def test_a_frame_of_any_size_has_the_right_header() -> None:
@@ -272,6 +282,123 @@ async def test_a_replay_that_is_too_long_is_none_so_that_a_snapshot_is_sent() ->
     assert REPLAY_BYTES_MAX < 100 * 2_000
     assert hub.replay(0b1, 100) is NOTHING
     assert hub.replay(0b1, 101) is None
+
+
+async def test_a_beat_that_brings_more_than_a_frame_may_hold_is_told_in_several_joined_ranges() -> None:
+    hub = make_hub()
+    watcher = enter(hub, GUEST)
+    state = State(key="offer:1", version=1, parts=(Part(a=0, d={"left": 3}),), counts={})
+    hub.receive([entry(seq, text="x" * 2_000) for seq in range(1, 101)])
+    hub.apply(changes(version=1, states=[state]))
+    await flushed(hub)
+    assert len(watcher.transport.frames) == 4
+    assert all(len(frame) <= FRAME_BYTES_MAX + 10_000 for frame in watcher.transport.frames)
+    client = Client("e1", 0, [], [])
+    for message in watcher.messages():
+        client.apply(message)
+    assert client.seq == 100
+    assert sorted(client.comments) == list(range(1, 101))
+    assert client.states["offer:1"][1] == {"left": 3}
+
+
+async def test_a_sampled_comment_is_left_out_of_frames_snapshots_and_replays_and_ranges_stay_whole() -> None:
+    hub = ShowHub(ShowId("show"), changes(), time.monotonic, Metrics(), comments_per_s=10)
+    watcher = enter(hub, GUEST)
+    hub.receive([entry(seq, rank=4) for seq in range(1, 101)])
+    await flushed(hub)
+    shown = [m["seq"] for m in watcher.numbered()]
+    assert len(shown) == 10
+    assert watcher.messages()[0] == {"type": "range", "epoch": "e1", "from": 1, "to": 100}
+    assert [msgspec.json.decode(raw)["seq"] for raw in hub.comments_for(0b1)] == shown
+    replay = hub.replay(0b1, 0)
+    assert replay is not None
+    replayed = msgspec.json.decode(replay.plain[4:])
+    assert [m["seq"] for m in replayed if "seq" in m] == shown
+
+
+async def test_a_narrowed_room_closes_those_who_may_not_stay_and_nobody_else() -> None:
+    hub = make_hub()
+    guest, member, staff = enter(hub, GUEST), enter(hub, MEMBER), enter(hub, HOST)
+    hub.apply(changes(version=1, room_audience=Audience("plan_members")))
+    await flushed(hub)
+    assert (guest.node.closes, member.node.closes, staff.node.closes) == ([wire.MEMBERS_ONLY], [], [])
+
+
+async def test_a_state_of_this_node_alone_survives_a_reload_and_is_told_when_it_is_gone() -> None:
+    hub = make_hub()
+    watcher = enter(hub, GUEST)
+    hub.tell_local("log", None)
+    hub.tell_local("log", {"up": False, "since": 5})
+    await flushed(hub)
+    hub.load(changes(seq=9, epoch="e2"))
+    assert [msgspec.json.decode(raw)["key"] for raw in hub.states_for(0b1)] == ["log"]
+    hub.tell_local("log", None)
+    await flushed(hub)
+    told = [m for m in watcher.messages() if m["type"] == "state"]
+    assert [m["data"] for m in told] == [{"up": False, "since": 5}, None]
+    assert told[0]["version"] < told[1]["version"]
+
+
+async def test_under_pressure_likes_are_not_told_and_the_latest_number_follows_when_it_is_over() -> None:
+    hub = make_hub()
+    watcher = enter(hub, GUEST)
+    hub.pressure.level = 1
+
+    def likes(version: int, count: int) -> Changes:
+        state = State("reactions", version, (Part(a=0, counts=("*",)),), {"like": count})
+        return changes(version=version, states=[state])
+
+    offer = State("offer:1", 3, (Part(a=0, d={"left": 1}),), {})
+    hub.apply(likes(1, 10))
+    hub.apply(likes(2, 20))
+    hub.apply(changes(version=3, states=[offer]))
+    await flushed(hub)
+    assert [m["key"] for m in watcher.messages()] == ["offer:1"]
+    hub.pressure.level = 0
+    hub.tell_again(["reactions", "presence"])
+    await flushed(hub)
+    assert watcher.messages()[-1]["data"] == {"counts": {"like": 20}}
+
+
+async def test_one_show_writes_a_step_at_a_time_so_that_ten_at_once_do_not_stall_the_loop() -> None:
+    turn = asyncio.Lock()
+    hubs = [ShowHub(ShowId(f"s{n}"), changes(), time.monotonic, Metrics(), turn=turn) for n in range(10)]
+    watchers = [[enter(hub, GUEST) for _ in range(WRITES_PER_STEP + 1)] for hub in hubs]
+    written: list[int] = []
+
+    async def look() -> None:
+        while sum(written) < len(hubs) * (WRITES_PER_STEP + 1):
+            before = sum(written)
+            await asyncio.sleep(0)
+            written.append(sum(len(w.transport.frames) for found in watchers for w in found) - before)
+
+    for hub in hubs:
+        hub.receive([entry(1, urgent=True)])
+    await asyncio.wait_for(look(), 10)
+    assert max(written) <= WRITES_PER_STEP
+
+
+async def test_who_keeps_up_is_written_to_without_another_look_and_who_slows_down_is_looked_at_again() -> (
+    None
+):
+    hub = make_hub()
+    watcher = enter(hub, GUEST)
+    assert not watcher.socket.easy
+    hub.receive([entry(1)])
+    await flushed(hub)
+    assert watcher.socket.easy
+    watcher.transport.waiting = STATE_ONLY + 1
+    assert not watcher.socket.easy
+    hub.receive([entry(2)])
+    await flushed(hub)
+    assert [m["seq"] for m in watcher.numbered()] == [1]
+    watcher.transport.waiting = 0
+    hub.receive([entry(3)])
+    await flushed(hub)
+    hub.receive([entry(4)])
+    await flushed(hub)
+    assert [m["seq"] for m in watcher.numbered()] == [1, 2, 3, 4]
+    assert watcher.socket.easy
 
 
 class Spoken:

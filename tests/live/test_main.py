@@ -119,7 +119,7 @@ def get(url: str) -> str:
         return str(answer.read().decode())
 
 
-@pytest.mark.parametrize("name", ["serve", "work", "demo", "migrate", "token", "apikey"])
+@pytest.mark.parametrize("name", ["serve", "work", "demo", "sandbox", "migrate", "token", "apikey"])
 def test_every_command_explains_itself_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
@@ -282,6 +282,12 @@ def test_the_demo_keeps_its_data_until_told_to_begin_anew(run: Run) -> None:
     demo.line("█|▀|▄")  # the picture
     for address in (panel, members, docs, panel.split("/panel")[0] + f"/s/{first}"):
         assert "<html" in get(address).lower()
+    provider = [pid for pid in demo.family() if b"\0sandbox\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(provider) == 1  # a process of its own, reached by the shop's address
+    style = panel.split("/panel")[0] + "/sandbox/pay.css"
+    assert "main" in get(style)
+    os.kill(provider[0], signal.SIGKILL)
+    assert "main" in get(style)  # its socket waits for the next one
     demo.process.send_signal(signal.SIGINT)
     demo.rest()
     assert demo.process.returncode == 0

@@ -138,7 +138,7 @@ async def test_facts_read_earlier_and_answered_later_are_not_believed(
         answers.append(asyncio.get_running_loop().create_future())
         return await answers[-1]
 
-    monkeypatch.setattr("live.node.viewer_actor", asked)
+    monkeypatch.setattr(served.node.arrivals, "member", asked)
     readings = []
     for _ in range(2):
         readings.append(asyncio.create_task(served.node.reload_member(member.member)))

@@ -194,7 +194,7 @@ async def test_live_numbers_know_presence_and_its_peak(stage: Stage, scripts: Sc
     show = (await stage.show("live")).id
     touch = scripts.load("live", "touch_presence")
     for node, viewers in (("a", 30), ("b", 20), ("a", 5)):
-        await touch(show, ["presence"], [node, viewers, 15_000])
+        await touch(show, ["presence"], [node, viewers, 15_000, 0])
     async with tx() as t:
         numbers = await stage.report.live(t.conn, show)
         assert (numbers.viewers, numbers.viewers_peak) == (25, 50)

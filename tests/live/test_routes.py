@@ -20,7 +20,7 @@ import icalendar
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from chat.comments import public_id
+from commerce.receipts import verify
 from commerce.sandbox import webhook_secret
 from live.engines import Addresses
 from live.http import BODY_BYTES_MAX, BUCKETS_MAX, PATH_FORMS, Rates, Route
@@ -29,7 +29,7 @@ from live.openapi import refusals_of
 from live.problem import WORDS
 from live.recorder import Recorder
 from live.routes import TABLE, http_routes
-from membership.actor import ShowId, new_id
+from membership.actor import ShowId, new_id, public_id
 from membership.refusal import RateLimited, Refusal
 from tests.live.api import BASE, PAY, SECRET, Caller, Shop, open_shop
 
@@ -575,6 +575,16 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     assert [(claim["rank"], claim["of"]) for claim in won] == [(1, 2)]
     assert "member" not in won[0]
 
+    # and has a receipt that anyone can check, in a chain that anyone can read
+    receipt = (await viewer.ok("GET", "/v1/me/receipts"))["items"][0]["receipt"]
+    checked = await nobody.ok("POST", "/v1/receipts/check", {"receipt": receipt})
+    assert (checked["valid"], checked["says"]["rank"], checked["says"]["of"]) == (True, 1, 2)
+    assert verify(receipt, (await nobody.ok("GET", "/v1/receipts/key"))["key"]).rank == 1
+    assert not (await nobody.ok("POST", "/v1/receipts/check", {"receipt": receipt[:-9]}))["valid"]
+    (link,) = (await nobody.ok("GET", f"/v1/benefits/{won[0]['benefit']}/ranks"))["items"]
+    assert (link["rank"], link["link"], link["viewer"]) == (1, 1, checked["says"]["viewer"])
+    assert hashlib.sha256(link["core"].encode()).hexdigest() == link["digest"]
+
     # and buys at the member price
     quote = await viewer.ok("POST", f"/v1/shows/{show}/quotes", lines)
     assert quote["lines"][0]["unit_fen"] == 10_900
@@ -682,7 +692,12 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     )
     # a refund by one tap has its own evening, below
     missing = {(route.method, route.path) for route in TABLE} - shop.done
-    assert missing <= {("POST", "/v1/me/orders/{order}/refund"), ("POST", "/v1/payments/sandbox/webhook")}
+    assert missing <= {
+        ("POST", "/v1/me/orders/{order}/refund"),
+        ("POST", "/v1/odd-payments/{payment}/decision"),
+        ("POST", "/v1/payments/sandbox/webhook"),
+        ("POST", "/v1/payments/wechat/webhook"),
+    }
 
 
 async def learn(shop: Shop, show: str) -> None:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from commerce.payments import PaymentRequest
+from commerce.payments import PaymentRequest, ReturnRefused
 from commerce.sandbox import BadSignature, SandboxProvider, request_key, sign_request, webhook_secret
 from live.sandbox import create_sandbox
 from membership.actor import MemberId, OrderId, ShowId, new_id
@@ -55,7 +55,13 @@ class Scene:
 
     def __init__(self, path: Path, retry_s: tuple[float, ...]) -> None:
         self.shop = ShopSide()
-        self.sandbox = create_sandbox(SECRET, path, retry_s=retry_s, transport=_Later(lambda: self.app))
+        self.sandbox = create_sandbox(
+            SECRET,
+            path,
+            timezone="Asia/Shanghai",
+            retry_s=retry_s,
+            transport=_Later(lambda: self.app),
+        )
         self.app = Starlette(
             routes=[
                 Route("/v1/payments/sandbox/webhook", self.shop.webhook, methods=["POST"]),
@@ -241,7 +247,7 @@ async def test_the_page_says_what_is_paid_and_leads_back(make_scene: MakeScene) 
     assert "form-action 'self' http://shop.test" in shown.headers["content-security-policy"]
     style = re.search(r'href="([^"]+\.css)"', shown.text)
     assert style is not None
-    assert (await scene.browser.get(style[1])).headers["content-type"].startswith("text/css")
+    assert (await scene.browser.get(shown.url.join(style[1]))).headers["content-type"].startswith("text/css")
     paid = await scene.pay(page.ref)
     assert paid.status_code == 303
     assert paid.headers["location"] == f"{SHOP}/s/abcdefgh23?order={request.order}&payment=paid"
@@ -254,6 +260,15 @@ async def test_the_page_speaks_english_too(make_scene: MakeScene) -> None:
     shown = await scene.browser.get(page.url, headers={"accept-language": "en-GB,en;q=0.9"})
     assert "Pay now" in shown.text
     assert 'lang="en"' in shown.text
+
+
+async def test_the_time_to_pay_by_is_the_shops(make_scene: MakeScene) -> None:
+    scene = await make_scene()
+    until = datetime(2030, 6, 1, 12, 31, 5, tzinfo=UTC)
+    page = await scene.provider.create(scene.request(hold_until=int(until.timestamp() * 1000)))
+    assert "请在 20:31:05 前完成支付" in (await scene.browser.get(page.url)).text
+    english = await scene.browser.get(page.url, headers={"accept-language": "en"})
+    assert "Pay before 20:31:05 (Asia/Shanghai)" in english.text
 
 
 async def test_a_payment_that_failed_may_be_tried_again(make_scene: MakeScene) -> None:
@@ -346,7 +361,7 @@ async def test_what_was_not_answered_goes_on_after_a_restart(make_scene: MakeSce
     page = await before.provider.create(before.request())
     await before.pay(page.ref)
     await before.shop.wait_for(1)
-    while before.sandbox.state.sandbox.store.get(page.ref).attempts == 0:
+    while before.sandbox.state.sandbox.store.news(f"msg_{page.ref}").attempts == 0:
         await asyncio.sleep(0)
     await before.sandbox.state.sandbox.aclose()
     after = await make_scene()
@@ -408,14 +423,14 @@ async def test_a_signed_webhook_of_another_kind_or_shape(make_scene: MakeScene) 
 async def test_money_goes_back_once_a_key_and_never_more_than_came(make_scene: MakeScene) -> None:
     scene = await make_scene()
     page = await scene.provider.create(scene.request(amount_fen=1_000))
-    with pytest.raises(Unavailable):
+    with pytest.raises(ReturnRefused):
         await scene.provider.give_back(page.ref, 1_000, "early")
     await scene.pay(page.ref)
     first = await scene.provider.give_back(page.ref, 600, "a")
     assert await scene.provider.give_back(page.ref, 600, "a") == first
-    with pytest.raises(Unavailable):
+    with pytest.raises(ReturnRefused):
         await scene.provider.give_back(page.ref, 500, "b")
-    with pytest.raises(Unavailable):
+    with pytest.raises(ReturnRefused):
         await scene.provider.give_back(page.ref, 400, "a")
     await scene.provider.give_back(page.ref, 400, "b")
     assert scene.sandbox.state.sandbox.store.returned(page.ref) == 1_000

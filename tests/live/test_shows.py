@@ -10,14 +10,14 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from chat.comments import Muted, NotLive, public_id
+from chat.comments import Muted, NotLive
 from chat.polls import AlreadyVoted
 from commerce.benefits import BenefitInput
 from live.database import Database
 from live.lua import Scripts
 from live.recorder import Recorder
 from live.shows import MOVES, RoomBusy, Show, ShowInput, ShowPatch, WrongStatus
-from membership.actor import NOBODY, Actor, Facts, PlanId, RoomId, ShowId, new_id
+from membership.actor import NOBODY, Actor, Facts, PlanId, RoomId, ShowId, new_id, public_id
 from membership.audience import EVERYONE, PLAN_MEMBERS, STAFF_MASK, Audience, mask_of
 from membership.behaviour import Behaviour
 from membership.page import BadCursor

@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import socket as sockets
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from websockets.exceptions import InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from live import protocol as wire
+from live.engines import Addresses
 from live.rounds import HELLO_WAIT_S
 from live.server import HEADER_BYTES_MAX
 from live.socket import FRAMES_AT_ONCE
 from membership.actor import Actor, ShowId, new_id
 from membership.audience import PLAN_MEMBERS
-from tests.live.serving import Seat, Served
+from tests.live.serving import Seat, Served, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +173,7 @@ async def test_too_many_joins_a_second_are_told_when_to_come_back(served: Served
     show = await served.make_show()
     served.node._join_tokens, served.node._join_tokens_at = 0, served.node.now() + 60
     with pytest.raises(InvalidStatus) as refused:
-        await served.open(show)
+        await served.open(show, patient=False)
     served.node._join_tokens, served.node._join_tokens_at = 1_000, served.node.now()
     assert refused.value.response.status_code == 503
     assert int(refused.value.response.headers["Retry-After"]) >= 1
@@ -408,3 +410,22 @@ async def test_an_inflated_command_is_capped_like_any_other(served: Served) -> N
     await seat.event("welcome")
     await seat.send(json.dumps({"type": "product.view", "id": 5, "product": "0" * 1_000_000}))
     assert await seat.closed() == 1009
+
+
+async def test_a_mute_is_told_at_once_to_the_muted_on_every_node_and_to_nobody_else(
+    served: Served, engines: Addresses, tmp_path: Path
+) -> None:
+    show = await served.make_show()
+    person, host = await served.member("王小明"), await served.staff()
+    async with serve(engines, served.parts.settings.database_url, tmp_path) as other:
+        pages = [await served.enter(show, person), await other.enter(show, person)]
+        guest, neighbour = await served.enter(show), await served.enter(show, await served.member("李四"))
+        for seats in (pages, [guest]):
+            who = seats[0].welcome["you"]["id"]
+            until = await served.parts.comments.mute(host, show, who, 600)
+            assert [(await seat.event("muted"))["until"] for seat in seats] == [until] * len(seats)
+            await served.parts.comments.unmute(host, show, who)
+            assert [(await seat.event("muted"))["until"] for seat in seats] == [None] * len(seats)
+        posted = await served.parts.comments.post(host, show, "好了", None)
+        await neighbour.until(lambda m: m.get("seq") == posted.seq)
+        assert not [m for m in neighbour.messages if "muted" in m["type"]]

@@ -111,6 +111,7 @@ export function Comments({ store, moderation, setReply, filter, setFilter, canMo
         />
       </header>
 
+      <${Sampling} store=${store} />
       ${pinned && html`<${Pinned} pinned=${pinned} moderation=${moderation} can=${canModerate} />`}
       ${canModerate && mutedNow.length > 0 && html`<${Muted} muted=${mutedNow} nameOf=${nameOf} moderation=${moderation} />`}
 
@@ -284,13 +285,21 @@ const Act = ({ name, words, busy, expanded, onClick }) => html`
   </button>
 `;
 
+/** When more comes than anyone can read: how much of it is on the viewers' screens. */
+function Sampling({ store }) {
+  const sampling = store.data("sampling");
+  if (!sampling) return null;
+  const values = { posted: count(Math.round(sampling.posted_per_s)), shown: count(Math.round(sampling.shown_per_s)) };
+  return html`<p class="sampling small" role="status"><${Icon} name="info" /><span class="num">${t("sampling", values)}</span></p>`;
+}
+
 function Pinned({ pinned, moderation, can }) {
   const failed = moderation.failures.value.get("pinned");
   return html`
     <div class="pinned">
       <${Icon} name="pin" />
       <p class="grow">
-        <span class="visually-hidden">${t("pinned")}: </span>
+        <span class="visually-hidden">${t("named", { what: t("pinned"), name: "" })}</span>
         <${Badge} badge=${pinned.badge} /> <span class="strong">${pinned.name}</span> ${pinned.text}
       </p>
       ${can &&
@@ -369,7 +378,7 @@ export function Composer({ store, reply, setReply, field, wide }) {
     >
       ${reply &&
       html`<p class="composer__reply small row">
-        <${Icon} name="reply" /><span class="clip grow">${t("composer_reply", { name: reply.name })}: ${reply.text}</span>
+        <${Icon} name="reply" /><span class="clip grow">${t("named", { what: t("composer_reply", { name: reply.name }), name: reply.text })}</span>
         <${IconButton} name="close" label=${t("cancel")} class="icon-button--small" onClick=${() => setReply(null)} />
       </p>`}
       <div class="composer__row">
@@ -426,7 +435,7 @@ export function Announcement({ store, can }) {
       <div class="announce">
         <${Icon} name="announcement" />
         <p class=${`grow clip ${words ? "" : "muted"}`}>
-          <span class="visually-hidden">${t("announcement")}: </span>${words || t("announcement_none")}
+          <span class="visually-hidden">${t("named", { what: t("announcement"), name: "" })}</span>${words || t("announcement_none")}
         </p>
         ${can &&
         html`<${Button}

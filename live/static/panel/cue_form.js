@@ -342,7 +342,7 @@ function Choices({ draft, error, set }) {
           ${draft.choices.length > 2 &&
           html`<${IconButton}
             name="close"
-            label=${`${t("remove")}: ${t("cue_choice_n", { n: index + 1 })}`}
+            label=${t("named", { what: t("remove"), name: t("cue_choice_n", { n: index + 1 }) })}
             onClick=${() => set({ choices: draft.choices.filter((_, at) => at !== index) })}
           />`}
         </div>`,

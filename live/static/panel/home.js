@@ -95,7 +95,7 @@ function ShowRow({ show }) {
         <a
           class=${`button button--small ${show.status === "ended" ? "" : "button--primary"}`}
           href=${`/panel/${show.id}`}
-          aria-label=${`${t(show.status === "ended" ? "open_report" : "open_panel")}: ${show.title}`}
+          aria-label=${t("named", { what: t(show.status === "ended" ? "open_report" : "open_panel"), name: show.title })}
         >
           ${t(show.status === "ended" ? "open_report" : "open_panel")}
         </a>

@@ -41,7 +41,7 @@ function Tools({ me }) {
     <${IconButton} name=${night ? "sun" : "moon"} label=${t(night ? "theme_light" : "theme_dark")} onClick=${turn} />
     <button type="button" class="tool-words" lang=${lang() === "zh" ? "en" : "zh-CN"} onClick=${speak}>${t("language")}</button>
     <span class="top__me small muted clip" title=${me.name}>${me.name}</span>
-    <${IconButton} name="out" label=${failure ? `${t("sign_out")}: ${failure.message}` : t("sign_out")} onClick=${out} />
+    <${IconButton} name="out" label=${failure ? t("named", { what: t("sign_out"), name: failure.message }) : t("sign_out")} onClick=${out} />
   `;
 }
 

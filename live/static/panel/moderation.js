@@ -65,7 +65,7 @@ export function makeModeration(store, onSignedOut) {
       act(
         comment,
         "unmute",
-        (key) => remove(`${base}/mutes?viewer=${encodeURIComponent(comment.viewer)}`, undefined, { key }),
+        (key) => remove(`${base}/mutes`, { viewer: comment.viewer }, { key }),
         () => {
           store.setMuted(comment.viewer, null);
           say(t("unmuted"));

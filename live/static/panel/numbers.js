@@ -146,7 +146,7 @@ function Plot({ store, figure }) {
     : t("plot_empty");
   return html`
     <figure class="numbers__plot">
-      <div class="numbers__canvas" role="img" aria-label=${`${t("plot_of", { name })}. ${words}`} ref=${place}></div>
+      <div class="numbers__canvas" role="img" aria-label=${t("sentences", { first: t("plot_of", { name }), second: words })} ref=${place}></div>
       ${points.length < 2 && html`<figcaption class="numbers__none">${t("plot_empty")}</figcaption>`}
     </figure>
   `;

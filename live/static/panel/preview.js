@@ -59,7 +59,7 @@ export function Preview({ store }) {
             key=${`${as} ${turn}`}
             class="phone__glass"
             src=${address}
-            title=${`${t("preview")}: ${t(`preview_${as}`)}`}
+            title=${t("named", { what: t("preview"), name: t(`preview_${as}`) })}
             width=${WIDTH}
             height=${HEIGHT}
             allow="autoplay"

@@ -211,9 +211,9 @@ function Tag({ tag, open, onToggle }) {
       </button>
       ${open &&
       html`<div class="tag__body">
-        <p class="small"><span class="strong">${t("tags_rule")}:</span> ${ruleWords(tag)}</p>
+        <p class="small"><span class="strong">${t("named", { what: t("tags_rule"), name: "" })}</span>${ruleWords(tag)}</p>
         ${!strong && html`<p class="small muted">${t("tags_weak_help")}</p>`}
-        <p class="small"><span class="strong">${t("tags_evidence")}:</span> ${t("tags_evidence_n", { n: count(tag.events) })}</p>
+        <p class="small"><span class="strong">${t("named", { what: t("tags_evidence"), name: "" })}</span>${t("tags_evidence_n", { n: count(tag.events) })}</p>
         <ul class="evidence small">
           ${acts(tag.evidence).map(
             (one) => html`<li key=${one.event} class="row">
@@ -236,6 +236,6 @@ function acts(evidence) {
     const last = records.find((one) => one.kind === "paid") ?? records[0];
     const value = last.kind === "watch" ? span(records.reduce((sum, one) => sum + one.value, 0)) : last.value;
     const words = known(`ev_${last.kind}`) ? t(`ev_${last.kind}`, { value }) : last.kind;
-    return { event, at: records[0].at, weight: last.weight, words: last.text ? `${words}:${last.text}` : words };
+    return { event, at: records[0].at, weight: last.weight, words: last.text ? t("named", { what: words, name: last.text }) : words };
   });
 }

@@ -124,7 +124,7 @@ export function makeRunner(store, onSignedOut) {
     if (!SOFT.has(cue.kind) && runner.sure.peek() !== cue.id) {
       clearTimeout(sureTimer);
       runner.sure.value = cue.id;
-      say(`${cue.title}: ${t("cue_stop_sure")}`);
+      say(t("named", { what: cue.title, name: t("cue_stop_sure") }));
       sureTimer = setTimeout(() => (runner.sure.value = null), SURE_MS);
       return;
     }
@@ -216,7 +216,7 @@ function Cue({ cue, store, runner, products, hint, next }) {
         <span class="cue__key" aria-hidden="true">${key ? html`<kbd class="kbd">${key}</kbd>` : null}</span>
         <div class="grow">
           <p class="cue__title">
-            <span class="cue__kind"><${Icon} name=${kindIcon(cue.kind)} /><span class="visually-hidden">${t(`kind_${cue.kind}`)}:</span></span>
+            <span class="cue__kind"><${Icon} name=${kindIcon(cue.kind)} /><span class="visually-hidden">${t("named", { what: t(`kind_${cue.kind}`), name: "" })}</span></span>
             <span class="clip">${cue.title || t(`kind_${cue.kind}`)}</span>
           </p>
           <p class="cue__text muted small">${summary(cue, products)}</p>
@@ -228,7 +228,7 @@ function Cue({ cue, store, runner, products, hint, next }) {
               class="cue__act"
               busy=${busy}
               onClick=${() => runner.stop(cue)}
-              aria-label=${`${sure ? t("cue_stop_sure") : t("cue_stop")}: ${cue.title}`}
+              aria-label=${t("named", { what: t(sure ? "cue_stop_sure" : "cue_stop"), name: cue.title })}
               aria-keyshortcuts=${key ? `Shift+${key}` : undefined}
             >
               ${sure ? t("cue_stop_sure") : t("cue_stop")}
@@ -240,7 +240,7 @@ function Cue({ cue, store, runner, products, hint, next }) {
               busy=${busy}
               disabled=${!can}
               onClick=${() => runner.run(cue)}
-              aria-label=${`${done ? t("cue_again") : t("cue_run")}: ${cue.title}`}
+              aria-label=${t("named", { what: t(done ? "cue_again" : "cue_run"), name: cue.title })}
               aria-keyshortcuts=${key || undefined}
               title=${why ?? undefined}
             >

@@ -143,6 +143,7 @@ export function Show({ me, show, onSignedOut, tools }) {
     <div class=${`screen ${over ? "screen--ended" : ""}`}>
       <${Header} store=${store} runner=${runner} may=${may} tools=${tools} wide=${wide} onHelp=${() => help(true)} />
       <${Line} store=${store} />
+      <${Trouble} store=${store} wide=${wide} />
       ${over
         ? html`<${Ended} parts=${parts} chosen=${ended} choose=${setEnded} wide=${wide} may=${may} />`
         : wide
@@ -302,7 +303,7 @@ function Header({ store, runner, may, tools, wide, onHelp }) {
       <div class="state" role="group" aria-label=${t(`status_${status}`)}>${may.run && acts[status]?.()}</div>
       <${Menu} wide=${wide}>
         <${CopyButton} text=${`${location.origin}/s/${show.id}`} label=${t("copy_link")} />
-        <${IconButton} name="help" label=${`${t("help")} (?)`} onClick=${onHelp} />
+        <${IconButton} name="help" label=${t("help_key")} onClick=${onHelp} />
         ${tools}
       <//>
     </header>
@@ -364,22 +365,52 @@ function End({ store, runner, act, onClose }) {
   `;
 }
 
-const STEPS = ["reactions", "comments", "presence"];
+const STEPS = ["reactions", "comments", "presence"]; // given up in this order, each with the ones before it
 
-/** The line to the server, and how much of the show is being shown to viewers: least important goes first. */
-function Health({ store }) {
-  const line = store.line.value;
+/** What the server says of itself: `log` when it cannot read the show's log, `step` of the ladder. */
+function healthOf(store) {
+  const log = store.data("log");
   const degraded = store.data("degraded");
-  const step = STEPS.includes(degraded?.step) ? degraded.step : null;
-  if (line.state !== "open") return null;
-  const since = degraded?.since ? ` · ${t("health_since", { time: timeOfDay(degraded.since) })}` : "";
-  const words = step ? `${t(`health_${step}`)}${since}. ${t("health_always")}` : t("health_full");
+  const step = STEPS.indexOf(degraded?.step);
+  return { log: log?.up === false ? log : null, degraded: step < 0 ? null : degraded, step };
+}
+
+/** One word beside the title: the line is live, reduced, or the log is down. */
+function Health({ store }) {
+  const { log, degraded, step } = healthOf(store);
+  if (store.line.value.state !== "open") return null;
+  const words = log ? t("health_log") : degraded ? t("health_less", { step: step + 1, steps: STEPS.length }) : t("line_open");
   return html`
-    <span class=${`health ${step ? "health--less clip" : ""}`} title=${words}>
-      <span class="health__dot" aria-hidden="true"></span>
-      <span class=${step ? "clip" : ""}>${step ? t(`health_${step}`) : t("line_open")}</span>
-      ${step && html`<span class="visually-hidden">${t("health_always")}</span>`}
+    <span class=${`health ${log ? "health--down" : degraded ? "health--less" : ""}`} title=${log || degraded ? undefined : t("health_full")}>
+      <span class="health__dot" aria-hidden="true"></span>${words}
     </span>
+  `;
+}
+
+/** What is wrong at the server, since when, what viewers notice, and what to do or not to fear. */
+function Trouble({ store, wide }) {
+  const { log, degraded } = healthOf(store);
+  if (store.line.value.state !== "open") return null;
+  const gap = t("gap"); // between sentences
+  // It counts on each second: a screen reader is told once, without it.
+  const timeSince = (ms) =>
+    ms && html`<span class="num" aria-hidden="true">${t("health_since", { time: timeOfDay(ms), span: span(store.now.value - ms) })}${gap}</span>`;
+  return html`
+    ${log &&
+    html`<div class="bar-notice">
+      <p class="notice notice--bad notice--slim" role="alert">
+        <${Icon} name="warn" />
+        <span><span class="strong">${t("log_down")}</span>${gap}${timeSince(log.since)}${t("log_down_help")}</span>
+      </p>
+    </div>`}
+    ${degraded &&
+    (wide || !log) && // on a phone the worse one alone: the rundown needs the place
+    html`<div class="bar-notice">
+      <p class="notice notice--warn notice--slim" role="status">
+        <${Icon} name="info" />
+        <span>${t(`health_${degraded.step}`)}${gap}${timeSince(degraded.since)}${t("health_always")}</span>
+      </p>
+    </div>`}
   `;
 }
 
@@ -401,8 +432,9 @@ function Line({ store }) {
       <div class="notice notice--bad" role="alert">
         <${Icon} name="warn" />
         <p class="grow">
-          <span class="strong">${stopped ? t("line_gone") : t("line_lost", { time: span(store.now.value - (line.at ?? store.now.value)) })}</span>
-          ${" "}${stopped ? `${line.reason ? `${line.reason}. ` : ""}${t("line_gone_help")}` : t("line_lost_help")}
+          <span class="strong">${t(stopped ? "line_gone" : "line_lost")}</span>${t("gap")}
+          ${!stopped && line.at && html`<span class="num" aria-hidden="true">${t("line_lost_for", { span: span(store.now.value - line.at) })}${t("gap")}</span>`}
+          ${!stopped ? t("line_lost_help") : line.reason ? t("sentences", { first: line.reason, second: t("line_gone_help") }) : t("line_gone_help")}
         </p>
         ${stopped && html`<${Button} small onClick=${() => location.reload()}>${t("line_reload")}<//>`}
       </div>

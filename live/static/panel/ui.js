@@ -59,6 +59,7 @@ const PATHS = {
   chart: "M4 19h16M6 15l4-5 4 3 5-7",
   edit: "M4 20h4L19 9l-4-4L4 16v4z",
   check: "M5 12l5 5 9-11",
+  info: "M12 21a9 9 0 100-18 9 9 0 000 18zM12 11v5M12 8v.1",
   warn: "M12 4l9 16H3L12 4zM12 10v4M12 17v.01",
   more: "M5 12h.01M12 12h.01M19 12h.01",
   out: "M10 4H5v16h5M14 8l4 4-4 4M18 12H9",

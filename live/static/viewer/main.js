@@ -21,6 +21,7 @@ import { SignInSheet } from "./sign_in.js";
 import {
   announcement,
   applyStates,
+  applyMuted,
   applyWelcome,
   applySeats,
   applyYou,
@@ -32,6 +33,7 @@ import {
   isPlan,
   known,
   link,
+  logDown,
   missed,
   offers,
   onAir,
@@ -115,6 +117,9 @@ function personal(message) {
       }
       break;
     }
+    case "muted":
+      applyMuted(message.until);
+      break;
     case "benefit.won":
       won.value = { ...won.value, [message.benefit]: { rank: message.rank, of: message.of } };
       seats.value = without(seats.value, message.benefit);
@@ -204,7 +209,7 @@ function Top() {
     <div class="top__facts">
       ${status.value === "live" && html`<span class="badge badge--live">${t("live")}</span>`}
       ${status.value === "ending" && html`<span class="badge badge--warn">${t("ending")}</span>`}
-      <span class=${classes("top__viewers num", degraded.value && "muted")} aria-label=${t("viewers", { n: viewers.value ?? 0 })}>
+      <span class=${classes("top__viewers num", degraded.value === "presence" && "muted")} aria-label=${t(degraded.value === "presence" ? "viewers.slow" : "viewers", { n: viewers.value ?? 0 })}>
         <${Icon} name="eye" />${viewers.value === null ? "–" : count(viewers.value)}
       </span>
     </div>
@@ -223,6 +228,12 @@ function LinkBanner() {
     </p>`;
   }
   return null;
+}
+
+/** The line stands, but the server cannot read the show's log: said calmly, nothing is locked. */
+function LogBanner() {
+  if (!logDown.value || !["open", "back"].includes(link.value.name)) return null;
+  return html`<p class="link-banner link-banner--calm" role="status"><span class="link-banner__grain" aria-hidden="true"></span>${t("log.down")}</p>`;
 }
 
 function Announcement() {
@@ -250,6 +261,7 @@ function Stage() {
       <${Top} />
       <div class="stage__notes">
         <${LinkBanner} />
+        <${LogBanner} />
         <${Announcement} />
         <${Ticker} />
       </div>
@@ -304,7 +316,7 @@ function Page() {
   }, [isPlan.value, afterTrial.value]);
   return html`<main id="main" class="page" data-behind-sheet>
       ${boot.preview && html`<p class="preview-mark">${t(`preview.${boot.preview.as}`)}</p>`}
-      ${place === "place" && refusedAt.value === null && status.value !== "ended" && html`<div class="place__notes"><${LinkBanner} /><${Announcement} /></div>`}
+      ${place === "place" && refusedAt.value === null && status.value !== "ended" && html`<div class="place__notes"><${LinkBanner} /><${LogBanner} /><${Announcement} /></div>`}
       <${Place} />
     </main>
     ${Open && html`<${Open} key=${sheet.value.name} />`}

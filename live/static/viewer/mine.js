@@ -109,6 +109,17 @@ function Orders() {
     ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}`;
 }
 
+/** The signed receipt: its text can be selected where there is no clipboard (plain http). */
+function Receipt({ text }) {
+  const copy = () => navigator.clipboard.writeText(text).then(() => toast(t("receipt.copied"), "ok"), () => {});
+  return html`<details class="small">
+    <summary>${t("receipt")}</summary>
+    <p class="num" style=${{ overflowWrap: "anywhere", userSelect: "all" }}>${text}</p>
+    ${navigator.clipboard && html`<button type="button" class="button button--small" onClick=${copy}>${t("receipt.copy")}</button>`}
+    <p class="muted">${t("receipt.how")}</p>
+  </details>`;
+}
+
 export function Won({ benefit }) {
   const { state } = benefit;
   return html`<li class="card card--flat row" style=${{ "--gap": "12px" }}>
@@ -116,6 +127,7 @@ export function Won({ benefit }) {
     <span class="grow">
       <strong>${benefit.title}</strong><br />
       <span class="small muted">${[t("benefit.rank", { rank: benefit.rank, of: benefit.of }), benefit.value_fen ? t("benefit.worth", { sum: money(benefit.value_fen) }) : ""].filter(Boolean).join(" · ")}</span>
+      ${benefit.receipt && html`<${Receipt} text=${benefit.receipt} />`}
     </span>
     <span class=${`badge ${state === "confirmed" ? "badge--ok" : "badge--warn"}`}>${t(`benefit.${state}`)}</span>
   </li>`;

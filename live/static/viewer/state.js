@@ -42,7 +42,9 @@ export const reactions = signal({ like: 0, clap: 0, rice: 0 });
 export const offers = signal([]);
 export const benefits = signal([]);
 export const poll = signal(null);
-export const degraded = signal(null); // null | "reactions" | "comments" | "presence"
+export const degraded = signal(null); // null | "reactions" | "comments" | "presence": each with the ones before it
+export const logDown = signal(false); // the server cannot read the show's log: little that is new comes
+export const sampling = signal(null); // null | {shown_per_s, posted_per_s}: not every comment is shown
 
 export const seats = signal({}); // benefit -> {until} | {queued}
 export const won = signal({}); // benefit -> {rank, of}
@@ -93,6 +95,8 @@ function single(key, data) {
   else if (key === "presence") viewers.value = data?.counts?.viewers ?? null;
   else if (key === "reactions") reactions.value = { ...reactions.value, ...(data?.counts ?? {}) };
   else if (key === "degraded") degraded.value = data?.step ?? null;
+  else if (key === "log") logDown.value = data?.up === false;
+  else if (key === "sampling") sampling.value = data ?? null;
 }
 
 const OPEN = new Set(["open", "sold_out", "paused"]);
@@ -113,8 +117,13 @@ export function applyYou(data) {
   batch(() => {
     you.value = data;
     known.value = true;
-    mutedUntil.value = toMs(data.muted_until ?? null);
+    applyMuted(data.muted_until);
   });
+}
+
+/** Muted until then (ms), or free to speak again (null); whichever page of theirs it is. */
+export function applyMuted(until) {
+  mutedUntil.value = toMs(until ?? null);
 }
 
 /** Seats held and lines stood in, as the server has them: also right after a reload. */

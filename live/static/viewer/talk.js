@@ -7,7 +7,7 @@ import { newKey } from "../socket.js";
 import { ask, connection } from "./actions.js";
 import { Grain, Icon, classes, html } from "./dom.js";
 import { Sound } from "./player.js";
-import { boot, degraded, mutedUntil, onAir, pinned, slowUntil, status, tick, toast, you } from "./state.js";
+import { boot, degraded, mutedUntil, onAir, pinned, sampling, slowUntil, status, tick, toast, you } from "./state.js";
 import { refusalText, t } from "./words.js";
 
 const KEPT = 600; // comments in memory while following; twice that while reading back
@@ -114,7 +114,7 @@ function tellReader(comments) {
     unsaid = [];
     spoken.value =
       now.length <= 2
-        ? now.map((comment) => `${comment.name}: ${comment.text}`).join(t("list.join"))
+        ? now.map((comment) => t("talk.said", { name: comment.name, text: comment.text })).join(t("list.join"))
         : t("talk.new", { n: now.length });
     speaking = setTimeout(speak, SPEAK_MS);
   };
@@ -156,6 +156,14 @@ function Row({ line }) {
       <span class="line__text">${line.text}</span>
     </span>
   </li>`;
+}
+
+const fewer = () => degraded.value === "comments" || degraded.value === "presence";
+
+/** That not every comment is shown, and how many are where the server says it. */
+function sampled() {
+  const shown = Math.round(sampling.value?.shown_per_s ?? 0);
+  return shown ? t("sampled.rate", { shown }) : t("sampled.some");
 }
 
 export function Comments() {
@@ -224,7 +232,7 @@ export function Comments() {
     html`<button type="button" class="talk__more" onClick=${toEnd}>
       <${Icon} name="down" />${unread.value ? t("talk.unread", { n: unread.value }) : t("talk.latest")}
     </button>`}
-    ${degraded.value === "comments" && html`<p class="talk__note">${t("degraded.comments")}</p>`}
+    ${(sampling.value || fewer()) && html`<p class="talk__note">${sampled()}</p>`}
     <${Sound} place="talk" />
     <div class="visually-hidden" role="log" aria-live="polite" aria-label=${t("talk.label")}>${spoken.value}</div>
   </section>`;
