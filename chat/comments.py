@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec import UNSET
@@ -18,14 +18,23 @@ from chat.text import bounded, clean
 from membership.actor import Actor, Permission, ShowId, public_id
 from membership.audience import ShowAudiences
 from membership.behaviour import encode, record_of
-from membership.refusal import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthenticated
-from membership.script import Script, ScriptLoader, json_arg
+from membership.refusal import (
+    BadRequest,
+    Forbidden,
+    NotFound,
+    RateLimited,
+    Refusal,
+    Unauthenticated,
+    Unavailable,
+)
+from membership.script import Arg, Script, ScriptLoader, json_arg, refusal_from
 
+POSTED_MAX = 100  # lines in one call
 TEXT_MAX = 200  # code points of a comment and of an announcement
 NAME_MAX = 24
 PACE_BURST, PACE_WINDOW_MS, PACE_PAUSE_MS = 3, 2_000, 10_000
 MUTE_MIN_S, MUTE_MAX_S = 10, 7 * 86_400
-_RANKS: dict[Badge, str] = {"host": "", "plan": "2", "": "3", "guest": "4"}  # see post_comment.lua
+_RANKS: dict[Badge, str] = {"host": "", "plan": "2", "": "3", "guest": "4"}  # see post_comments.lua
 _PUBLIC_ID = re.compile(r"^[a-z2-7]{12}$")
 
 
@@ -46,6 +55,19 @@ class Posted(msgspec.Struct, frozen=True):
 
     seq: int
     at: int
+
+
+class Said(NamedTuple):
+    """One line, as somebody said it."""
+
+    actor: Actor
+    text: str
+    key: str | None = None
+    reply_to: int | None = None
+
+
+_POSTED = msgspec.json.Decoder(Posted)
+_UNANSWERED = Unavailable(retry_ms=1000)
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -104,7 +126,7 @@ class Comments:
     ) -> None:
         self._audiences = audiences
         self._pace: tuple[int, int, int] = (pace_burst, pace_window_ms, pace_pause_ms)
-        self._post = scripts.load("chat", "post_comment")
+        self._post = scripts.load("chat", "post_comments")
         self._hide = scripts.load("chat", "hide_comment")
         self._pin = scripts.load("chat", "pin_comment")
         self._unpin = scripts.load("chat", "unpin_comment")
@@ -122,52 +144,76 @@ class Comments:
         Raises BadRequest, Unauthenticated (a guest where guests do not speak), NotLive, Muted and
         RateLimited (both with retry_ms), NotFound (the comment answered), Forbidden, KeyReused.
         """
+        (answer,) = await self.post_many(show, [Said(actor, text, key, reply_to)])
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+    async def post_many(self, show: ShowId, said: Sequence[Said]) -> list[Posted | Refusal]:
+        """The same for what several people say at once, in order, in one call; `POSTED_MAX` at most.
+
+        Raises Unavailable; every other refusal is the answer to its own line.
+        """
+        answers: list[Posted | Refusal] = []
+        keys, args, asked = ["mutes", "hidden", "pace", "buyers"], list[Arg](self._pace), list[int]()
+        for number, line in enumerate(said):
+            try:
+                args += self._line_args(show, line)
+            except Refusal as refusal:
+                answers.append(refusal)
+                continue
+            keys += [f"recent:{line.actor.id}", f"paused:{line.actor.id}"]
+            asked.append(number)
+            answers.append(_UNANSWERED)
+        found = await self._post(show, keys, args) if asked else []
+        for number, answer in zip(asked, found, strict=True):
+            if isinstance(answer, list):
+                answers[number] = self._refusal(refusal_from(answer))
+            else:
+                answers[number] = _POSTED.decode(answer)
+        return answers
+
+    def _line_args(self, show: ShowId, said: Said) -> list[Arg]:
+        """What the script is told of one line. Raises Forbidden, BadRequest, NotFound."""
+        actor, reply_to = said.actor, said.reply_to
         if actor.kind not in ("viewer", "staff"):
             raise Forbidden
         if actor.kind == "staff":
             need(actor, "show.run", "chat.moderate")
         elif reply_to is not None:
             raise Forbidden("Only staff reply to a comment.")
-        line = bounded(text, TEXT_MAX, "A comment")
+        line = bounded(said.text, TEXT_MAX, "A comment")
         if reply_to is not None and reply_to < 1:
             raise NotFound
-        who = public_id(show, actor.id)
-        kind = "staff" if actor.kind == "staff" else "member" if actor.facts.registered else "guest"
+        who, badge = public_id(show, actor.id), badge_of(actor)
         event = CommentPosted(
             text=line,
             name=shown_name(show, actor),
             viewer=who,
-            badge=badge_of(actor),
+            badge=badge,
             reply_to=UNSET if reply_to is None else reply_to,
         )
-        record = record_of(actor, "comment", "show", value=1, text=line)
-        try:
-            answer = await self._post(
-                show,
-                ["mutes", "hidden", "pace", f"recent:{actor.id}", f"paused:{actor.id}", "buyers"],
-                [
-                    actor.id,
-                    key or "",
-                    digest_of("comment.post", line, reply_to),
-                    who,
-                    kind,
-                    encoded(event),
-                    "" if reply_to is None else str(reply_to),
-                    encode(record),
-                    *self._pace,
-                    _RANKS[badge_of(actor)],
-                ],
-            )
-        except RateLimited as refusal:
-            seconds = -(-(refusal.retry_ms or 0) // 1000)
-            raise RateLimited(
-                f"Too fast: at most {self._pace[0]} comments in {self._pace[1] / 1000:g} s. "
-                f"You can comment again in {seconds} s.",
-                retry_ms=refusal.retry_ms,
-            ) from None
-        except Refusal as refusal:
-            raise _named(refusal) from None
-        return msgspec.json.decode(answer_of(answer), type=Posted)
+        return [
+            actor.id,
+            said.key or "",
+            digest_of("comment.post", line, reply_to),
+            who,
+            "staff" if actor.kind == "staff" else "member" if actor.facts.registered else "guest",
+            encoded(event),
+            "" if reply_to is None else str(reply_to),
+            encode(record_of(actor, "comment", "show", value=1, text=line)),
+            _RANKS[badge],
+        ]
+
+    def _refusal(self, refusal: Refusal) -> Refusal:
+        if not isinstance(refusal, RateLimited):
+            return _named(refusal)
+        seconds = -(-(refusal.retry_ms or 0) // 1000)
+        return RateLimited(
+            f"Too fast: at most {self._pace[0]} comments in {self._pace[1] / 1000:g} s. "
+            f"You can comment again in {seconds} s.",
+            retry_ms=refusal.retry_ms,
+        )
 
     async def hide(self, actor: Actor, show: ShowId, seq: int) -> bool:
         """Take a comment from view, for everyone and for good. False when it was hidden before."""

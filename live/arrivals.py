@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from live.parts import Parts
 
 
+REST_S = 0.01  # who comes within this time shares a read
+
+
 class Card(NamedTuple):
     """A member's plan, and the seats they hold or wait for in one show."""
 
@@ -26,9 +29,9 @@ class Card(NamedTuple):
 class Arrivals:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._members = Gather(self._read_members)
-        self._cards = Gather(self._read_cards)
-        self._talks = Gather(self._read_talks)
+        self._members = Gather(self._read_members, rest_s=REST_S)
+        self._cards = Gather(self._read_cards, rest_s=REST_S)
+        self._talks = Gather(self._read_talks, rest_s=REST_S)
 
     async def member(self, member: MemberId) -> Actor | None:
         """The viewer with the facts of now; None for one unknown or erased. Raises what the pool raises."""

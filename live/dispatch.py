@@ -17,7 +17,7 @@ import msgspec
 from psycopg import Error as SqlError
 
 from chat.arrivals import TalkStanding
-from chat.comments import badge_of, shown_name
+from chat.comments import POSTED_MAX, Posted, Said, badge_of, shown_name
 from chat.messages import CastBallot, PostComment, SendReaction
 from chat.text import clean
 from commerce.claims import ClaimGatherer
@@ -25,6 +25,7 @@ from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
 from live import protocol as wire
 from live.arrivals import Card
 from live.circuit import Circuit
+from live.gather import Together
 from live.hub import ShowHub
 from live.socket import Socket
 from membership.actor import Actor, BenefitId, ShowId, is_id, new_id, public_id
@@ -41,6 +42,8 @@ log = logging.getLogger("companion.dispatch")
 REACTIONS_PER_S_MAX: Final = 20  # of one socket; more taps in a second are not counted
 RECORDS_MAX: Final = 5_000  # behaviour records waiting in this process
 YOU_S: Final = 0.5  # who comes in waits so long for PostgreSQL to say what it knows of them
+LINES_REST_S: Final = 0.02  # comments of a show within this time go to the store together
+LINES_WAITING_MAX: Final = 2_000  # comments of a show
 WATCH_MIN_MS: Final = 1_000
 WATCH_PART_MS: Final = 60_000  # a longer watch is recorded in parts: a crash loses at most one
 
@@ -66,6 +69,9 @@ class Dispatch:
         self.decode = msgspec.json.Decoder(Command).decode
         self._books = Circuit(node.now, (SqlError, OSError, TimeoutError))
         self._claims = ClaimGatherer(parts.claims)
+        self._lines: Together[ShowId, Said, Posted] = Together(
+            parts.comments.post_many, most=POSTED_MAX, rest_s=LINES_REST_S, waiting_max=LINES_WAITING_MAX
+        )
         self._reactions: dict[ShowId, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._tapped: dict[Socket, int] = defaultdict(int)
         self._records: dict[ShowId, list[Record]] = defaultdict(list)
@@ -108,7 +114,7 @@ class Dispatch:
     async def _comment(
         self, socket: Socket, actor: Actor, show: ShowId, command: PostComment
     ) -> dict[str, Any]:
-        posted = await self._parts.comments.post(actor, show, command.text, command.key)
+        posted = await self._lines.ask(show, Said(actor, command.text, command.key))
         return {
             "seq": posted.seq,
             "at": posted.at,
@@ -267,6 +273,7 @@ class Dispatch:
     async def close(self) -> None:
         """Wait for the claims in flight: what was decided is written and told."""
         await self._claims.close()
+        await self._lines.close()
 
     async def flush(self) -> None:
         """Once a second: likes as one call a show, behaviour as one write a show."""

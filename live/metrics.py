@@ -45,7 +45,12 @@ class Metrics:
         self.healed = Counter("healed", "Slow viewers brought up to date from the ring", **made)
         self.snapshots = Counter("snapshots", "Joins answered by snapshot", **made)
         self.replays = Counter("replays", "Joins answered by replay", **made)
-        self.log_reads = Counter("log_reads", "Reads of a show's log or states from Redis", **made)
+        self.log_reads = Counter(
+            "log_reads",
+            "Reads from Redis: a show's beginning, what was missed, changed states",
+            ["why"],
+            **made,
+        )
         self.loop_lag = Histogram(
             "loop_lag_seconds",
             "How late the loop was",

@@ -405,7 +405,7 @@ class Node:
             except (SqlError, OSError, TimeoutError) as error:
                 raise Away(f"books: {error}", retry_ms=2000) from error
             changes = await self.show_log.changes(show, -1, RECENT_ENTRIES)
-        self.metrics.log_reads.inc()
+        self.metrics.log_reads.labels("show").inc()
         hub = ShowHub(
             show,
             changes,
@@ -522,7 +522,7 @@ class Node:
             return []
         task = self._missing.get((hub.show, since.seq))
         if task is None:
-            self.metrics.log_reads.inc()
+            self.metrics.log_reads.labels("missed").inc()
             task = asyncio.get_running_loop().create_task(
                 self.show_log.between(hub.show, since.seq + 1, hub.seq)
             )
@@ -600,7 +600,7 @@ class Node:
 
     async def _refetch(self, hub: ShowHub) -> None:
         """A number is missing: read it from the stream; when it is gone there, start anew."""
-        self.metrics.log_reads.inc()
+        self.metrics.log_reads.labels("missed").inc()
         found = await self.show_log.between(hub.show, hub.seq + 1, 1 << 62)
         if not found or not hub.receive(found):
             await self.reload(hub)
@@ -608,12 +608,13 @@ class Node:
     async def reload(self, hub: ShowHub) -> None:
         """The log is not the one we knew: a new snapshot for everyone."""
         log.warning("show %s: log reborn or trimmed; everyone gets a snapshot", hub.show)
+        self.metrics.log_reads.labels("show").inc()
         changes = await self.show_log.changes(hub.show, -1, RECENT_ENTRIES)
         hub.begin_anew(changes, self.reconnect_ms()[1] if len(self.sockets) > REJOIN_AT_ONCE else 0)
         await self.tail.follow(hub.show, hub.seq)
 
     async def refresh_states(self, hub: ShowHub) -> None:
-        self.metrics.log_reads.inc()
+        self.metrics.log_reads.labels("states").inc()
         changes = await self.show_log.changes(hub.show, hub.version)
         if changes.epoch != hub.epoch:
             await self.reload(hub)

@@ -157,30 +157,37 @@ async def idle(stand: Stand, *, viewers: int = 10_000, seconds: float = 30.0) ->
 # -- everybody is cut off --------------------------------------------------------------------------
 
 
-async def cut(stand: Stand, *, viewers: int = 10_000, rate: float = 20.0, seconds: float = 10.0) -> Result:
+async def cut(
+    stand: Stand,
+    *,
+    viewers: int = 10_000,
+    rate: float = 20.0,
+    seconds: float = 10.0,
+    members: int | None = None,
+) -> Result:
     """Every connection ends in one moment while the host talks; each viewer comes back by the rules.
 
-    `seconds` before, the usual reads of the log are counted.
+    A fifth of them are members unless `members` says how many; the others are guests.
     """
-    result = begun("cut", viewers=viewers, rate=rate, seconds=seconds)
+    members = viewers // 5 if members is None else members
+    result = begun("cut", viewers=viewers, members=members, rate=rate, seconds=seconds)
     async with stand.serve(comments_shown_per_s=0) as server:
         show = await stand.show(server)
-        async with stand.swarm([server], show, viewers) as swarm:
+        tokens = await stand.members(server, members)
+        async with stand.swarm([server], show, viewers, tokens=tokens) as swarm:
             with stand.step(f"{viewers:,} viewers come …"):
                 await swarm.ready()
             await swarm.ask("reset")
             async with Talk(server, show, rate) as said:
-                await asyncio.sleep(min(WARM_S, seconds))
-                reads, quiet = await _reads(server), time.monotonic()
                 await asyncio.sleep(seconds)
-                usual = (await _reads(server) - reads) / (time.monotonic() - quiet)
-                reads, calls, began = await _reads(server), stand.redis_calls(), time.monotonic()
-                before = stand.spent(server)
+                reads, states = await _reads(server, "show", "missed"), await _reads(server, "states")
+                calls, began, before = stand.redis_calls(), time.monotonic(), stand.spent(server)
                 with stand.step(f"{viewers:,} viewers are cut off and come back …"):
                     back_s = (await swarm.ask("cut"))["seconds"]
                 took = time.monotonic() - began
                 spent = stand.spent(server).since(before)
-                more = await _reads(server) - reads
+                reads = await _reads(server, "show", "missed") - reads
+                states = await _reads(server, "states") - states
                 called = stand.redis_calls()
                 await asyncio.sleep(min(2.0, seconds))  # the talk goes on with everybody back
             report = await settled(swarm, said.acknowledged)
@@ -188,10 +195,8 @@ async def cut(stand: Stand, *, viewers: int = 10_000, rate: float = 20.0, second
     _complete(result, report, said.acknowledged, said.acknowledged_sum)
     result.add("rejoined with less than every event", report.snapshots, exactly=0)
     result.add("rejoined with every event", report.recovered, exactly=viewers)
-    result.add(
-        "reads of the log beyond the usual, a show and node", max(0.0, more - usual * took), most=READS
-    )
-    result.add("reads of the log meanwhile, the usual ones too", more)
+    result.add("reads of the log for those who came back, a show and node", reads, most=READS)
+    result.add("reads of changed states meanwhile (the viewers' number moves)", states)
     result.add("answered 503 meanwhile", report.turned)
     result.add("CPU of a rejoin", spent.server / viewers * 1e6, "µs")
     _engines(result, spent, took)
@@ -201,8 +206,9 @@ async def cut(stand: Stand, *, viewers: int = 10_000, rate: float = 20.0, second
     return result
 
 
-async def _reads(server: Server) -> float:
-    return await server.metric("companion_log_reads_total")
+async def _reads(server: Server, *why: str) -> float:
+    """Reads of the show's log so far: its beginning, what was missed, or changed states."""
+    return sum([await server.metric("companion_log_reads_total", why=each) for each in why])
 
 
 # -- some never read -------------------------------------------------------------------------------
