@@ -18,7 +18,7 @@ help:
 	@echo "make test-floor   the tests on Debian's PostgreSQL 15 and Redis 7.0"
 	@echo "make test-cluster the tests with Redis as a Cluster of three nodes"
 	@echo "make load         locust against a server of its own; writes an HTML report"
-	@echo "make soak         the same for half an hour, then the scenarios of an evening, small"
+	@echo "make soak         the same for half an hour, an evening's scenarios, an outage, a million fuzzed frames"
 	@echo "make bench        our server and its peers at the same fan-out; writes a table and plots"
 	@echo "make screenshots  pictures of the pages into docs/"
 	@echo "make docs         write the pages made from code"
@@ -53,6 +53,8 @@ load: $(STAMP) $(VENV)/load
 soak: $(STAMP) $(VENV)/load
 	$(RUN)/python -m loadtests --minutes 30 $(ARGS)
 	$(RUN)/python -m loadtests.evening --small all
+	$(RUN)/python -m loadtests.outage --viewers 200 --frozen-s 15
+	$(RUN)/python -m loadtests.fuzz --frames 1000000
 
 bench: $(STAMP) $(VENV)/bench
 	$(RUN)/python -m loadtests.fanout $(ARGS)
@@ -62,6 +64,7 @@ screenshots: $(STAMP) browser
 
 docs: $(STAMP)
 	$(RUN)/python docs/tables.py
+	$(RUN)/python -m tests.live.test_autobahn
 
 browser:
 	@deploy/install_browser

@@ -9,10 +9,10 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
-from chat.arrivals import Arrivals as TalkArrivals
 from chat.comments import Comments
 from chat.polls import PERSONAL_OF_BALLOTS, Polls
 from chat.reactions import Reactions
+from chat.standings import Standings
 from commerce.benefits import Benefits
 from commerce.claims import Claims
 from commerce.offers import Offers
@@ -107,7 +107,7 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
         api_keys=ApiKeys(),
         audit=Audit(),
         comments=comments,
-        talk_arrivals=TalkArrivals(scripts),
+        standings=Standings(scripts),
         polls=polls,
         reactions=Reactions(scripts),
         products=products,

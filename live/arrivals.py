@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from chat.arrivals import TalkStanding
+from chat.standings import TalkStanding
 from commerce.seats import Standing
 from live.gather import Gather
 from membership.actor import Actor, BenefitId, MemberId, PollId, ShowId
@@ -76,6 +76,6 @@ class Arrivals:
             of_show[show, poll].append(person)
         found: dict[tuple[ShowId, PollId | None, str], TalkStanding] = {}
         for (show, poll), people in of_show.items():
-            for person, standing in (await self._parts.talk_arrivals.standing(show, poll, people)).items():
+            for person, standing in (await self._parts.standings.standing(show, poll, people)).items():
                 found[show, poll, person] = standing
         return found

@@ -20,6 +20,8 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from live.ending import end
+
 SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 PORT = 6379
 LOOK_AGAIN_S = 1.0  # the map of slots is read anew at most so often: its 16,384 rows cost 10 ms of the loop
@@ -92,6 +94,7 @@ class BoundedCluster(RedisCluster):
         self._failed: str | None = None
         self._looked_at = -LOOK_AGAIN_S
         self._looking: asyncio.Task[None] | None = None
+        self._commanding: set[asyncio.Task[Any] | None] = set()  # tasks within a command to a node
 
     async def initialize(
         self,
@@ -99,32 +102,60 @@ class BoundedCluster(RedisCluster):
         last_failed_node_name: str | None = None,
     ) -> RedisCluster:
         """Read who has which slots. The library asks for it after each command that failed; it is done once
-        a second, by one for all, and until it is done commands go by what was known.
+        a second, by one for all, and in between commands go by what was known.
         """
         if not self._initialize:
             return self
         now = time.monotonic()
-        if self.get_default_node() is not None and now - self._looked_at < LOOK_AGAIN_S:
+        known = self.get_default_node() is not None and self.commands_parser.commands
+        if known and now - self._looked_at < LOOK_AGAIN_S:
             self._initialize = False
             return self
         if self._looking is None or self._looking.done():
             self._looked_at = now
             self._looking = asyncio.create_task(self._look(), name="slots of the Cluster")
             self._looking.add_done_callback(_retrieve)
-        await asyncio.shield(self._looking)
+        # Not awaited itself: its cancellation is of the one who looks, and not of those who wait for it.
+        looking = self._looking
+        await asyncio.wait([looking])
+        if looking.cancelled():
+            raise errors.ConnectionError("closed before it was known who has which slots")
+        looking.result()
         return self
 
     async def _look(self) -> None:
+        """The library's own reading drops the connections to all nodes, in use or not, when it fails."""
         try:
             # The node that failed is asked last: a frozen one would hold up everybody.
-            await super().initialize(last_failed_node_name=self._failed)
+            await self.nodes_manager.initialize(last_failed_node_name=self._failed)
         except errors.RedisClusterException as error:
             raise errors.ConnectionError(str(error)) from error
+        if not self.commands_parser.commands:
+            await self._learn_commands()
+        self._initialize = False
+
+    async def _learn_commands(self) -> None:
+        """Where the keys are in each command: once, from a node that answers."""
+        answer: Exception = errors.ConnectionError("no node of the Cluster is known")
+        for node in self.get_primaries():
+            try:
+                return await self.commands_parser.initialize(node)
+            except (errors.RedisError, OSError) as error:
+                answer = error
+        raise answer
+
+    def forget(self) -> None:
+        """Who has which slots is read anew before the next command. Connections, and commands on them, stay."""
+        self._initialize = True
 
     async def aclose(self) -> None:
-        if self._looking is not None and self._looking is not asyncio.current_task():
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        if asyncio.current_task() in self._commanding:
+            # The library closes itself, and with it what others wait for, when one slot is served by nobody.
+            self.forget()
+            return
+        if self._looking is not None:
+            await end([self._looking])
+        self._initialize = False  # else the library takes itself for closed already
         await super().aclose()
 
     async def ping(self, **kwargs: Any) -> Any:
@@ -142,6 +173,7 @@ class BoundedCluster(RedisCluster):
         try:
             found: list[ClusterNode] = await super().get_nodes_from_slot(command, *args)
         except KeyError as error:  # what the library makes of a slot that no node has
+            self.forget()
             raise errors.ConnectionError(f"no node has the slot {error}") from error
         return found
 
@@ -170,12 +202,15 @@ class BoundedCluster(RedisCluster):
                 await turns.acquire()
         except TimeoutError as error:
             raise errors.TimeoutError(f"no free connection to {target_node.name}") from error
+        task = asyncio.current_task()
+        self._commanding.add(task)
         try:
             return await super()._execute_command(target_node, *args, **kwargs)
         except (errors.ConnectionError, errors.TimeoutError, errors.ClusterDownError):
             self._failed = target_node.name
             raise
         finally:
+            self._commanding.discard(task)
             turns.release()
 
 
@@ -196,7 +231,6 @@ class NodeClients:
         self._open = open_client
         self._map = open_map(self._address) if self._address is not None else None
         self._clients: dict[str, Redis] = {}
-        self._looked_at = -LOOK_AGAIN_S
 
     async def having(self, key: str) -> Redis:
         """The client of the node that has `key`, as far as is known. Raises RedisError, OSError."""
@@ -222,11 +256,9 @@ class NodeClients:
         return found
 
     async def look_again(self) -> None:
-        """Read anew who has which slots; after an error."""
-        if self._map is None or time.monotonic() - self._looked_at < LOOK_AGAIN_S:
-            return
-        self._looked_at = time.monotonic()
-        await self._map.aclose()  # the next `having` begins anew
+        """The next `having` reads anew who has which slots, once a second at most; after an error."""
+        if self._map is not None:
+            self._map.forget()
 
     async def aclose(self) -> None:
         closing: list[Awaitable[None]] = [client.aclose() for client in self._clients.values()]

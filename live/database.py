@@ -113,6 +113,11 @@ def make_pool(url: str, *, size_max: int = 10) -> Pool:
             "row_factory": dict_row,
             "autocommit": False,
             "connect_timeout": 5,
+            # A host that went away without a word is noticed, as TCP would after a quarter of an hour.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
             # A process that stopped in the middle holds up a show no longer than this.
             "options": f"-c lock_timeout={LOCK_MS} -c idle_in_transaction_session_timeout={IDLE_MS}",
         },

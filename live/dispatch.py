@@ -1,6 +1,6 @@
 """Command to method: who may, which one, and its refusal as a reply.
 
-Some twenty commands are a dict that can be clicked through. What is said once a second (likes, clicks,
+The commands are a dict that can be clicked through. What is said once a second (likes, clicks,
 watching) is gathered here and sent in one call a show.
 """
 
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from psycopg import Error as SqlError
 
-from chat.arrivals import TalkStanding
 from chat.comments import POSTED_MAX, Posted, Said, badge_of, shown_name
 from chat.messages import CastBallot, PostComment, SendReaction
+from chat.standings import TalkStanding
 from chat.text import clean
 from commerce.claims import ClaimGatherer
 from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
@@ -140,7 +140,9 @@ class Dispatch:
         choices = await self._parts.polls.cast(actor, show, command.poll, command.choices, _key(command))
         hub = self._node.hubs.get(show)
         if hub is not None:
-            for other in hub.sockets_of(actor.id):
+            # A guest's other tabs learn of it when they resync: guests are not kept by name here.
+            own = self._node.members.get(actor.member, ()) if actor.member is not None else (socket,)
+            for other in [each for each in own if each.show == show and each.joined]:
                 other.voted = command.poll
                 hub.regroup(other)
         return {"poll": command.poll, "choices": choices}

@@ -17,6 +17,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 READ_MAX = 500  # keys in one read
+READ_S = 5.0  # a read that takes longer fails, and the next begins
 
 
 class Gather(Generic[K, V]):
@@ -50,7 +51,8 @@ class Gather(Generic[K, V]):
                 began = loop.time()
                 batch = {key: self._waiting.pop(key) for key in list(self._waiting)[:READ_MAX]}
                 try:
-                    found = await self._read(list(batch))
+                    async with asyncio.timeout(READ_S):
+                        found = await self._read(list(batch))
                 except Exception as error:
                     for answer in batch.values():
                         answer.set_exception(error)

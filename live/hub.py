@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from live import protocol as wire
-from live.log import Changes, Entry, Part, State
+from live.log import Changes, Entry, Part, State, redacted
 from live.metrics import Metrics
 from live.pressure import Pressure
 from live.ring import Ring
@@ -123,7 +123,7 @@ class ShowHub:
                 self._cache.clear()
             if entry.bit == STAFF_BIT and any(kind in entry.event[:60] for kind in MUTES):
                 self._tell_muted(entry.event)
-        self._schedule(urgent or bool(self._waiters))
+        self._schedule(urgent or any(seq <= self.seq for seq, _ in self._waiters))
         return True
 
     def _tell_muted(self, event: bytes) -> None:
@@ -156,12 +156,8 @@ class ShowHub:
         self.room_audience = changes.room_audience
         self.audiences, self.poll = changes.audiences, changes.poll
         if everyone or voters:
-            self._unsorted = [
-                socket
-                for group in self.classes.values()
-                for socket in group
-                if everyone or self._gapped or socket.voted
-            ]
+            found = [s for group in self.classes.values() for s in group if everyone or s.voted]
+            self._unsorted = list(dict.fromkeys([*self._unsorted, *found]))
         if changes.states:
             self._cache.clear()
         self._schedule(urgent=False)
@@ -176,7 +172,7 @@ class ShowHub:
         """A state of this node alone: its log, its sampling. None takes it away."""
         state = State(key, int(time.time() * 1000), () if data is None else (Part(a=0, d=data),), {})
         before = self.states.get(key)
-        if before is None and data is None:
+        if data is None and (before is None or not before.parts):
             return
         if before is not None:
             self._had[key] = self._had.get(key, 0) | before.bits
@@ -199,7 +195,7 @@ class ShowHub:
         if self.sent < seq:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append((seq, future))
-            self._schedule(urgent=True)
+            self._schedule(urgent=seq <= self.seq)  # one that is not here yet hurries nothing
             try:
                 await asyncio.wait_for(future, timeout_s)
             except TimeoutError:
@@ -237,26 +233,28 @@ class ShowHub:
         socket.mask = mask
         self.classes.setdefault(mask, {})[socket] = None
         self.viewers += 1
-        messages = []
-        for state in self.states.values():
-            was, is_now = state.seen_by(before), state.seen_by(mask)
-            if was != is_now or (is_now is None and before & self._had.get(state.key, 0) & ~mask):
-                messages.append(_state_message(state, is_now))
-        if messages:
-            socket.send(wire.frame(wire.array(messages)), Kind.PERSONAL)
+        socket.easy = False  # a frame for the class it left may be on its way
+        moved = self._moved(before, mask)
+        if moved:
+            socket.send(moved, Kind.PERSONAL)
         return True
+
+    def _moved(self, before: int, mask: int) -> bytes:
+        """What changes for who moves from one class to another; made once for all who move."""
+        key = ("moved", before, mask)
+        if key not in self._cache:
+            messages = []
+            for state in self.states.values():
+                was, is_now = state.seen_by(before), state.seen_by(mask)
+                if was != is_now or (is_now is None and before & self._had.get(state.key, 0) & ~mask):
+                    messages.append(_state_message(state, is_now))
+            self._cache[key] = wire.frame(wire.array(messages)) if messages else b""
+        found: bytes = self._cache[key]
+        return found
 
     def watching(self) -> int:
         """Viewers as people count them: without staff and previews."""
         return sum(socket.watch_from is not None for group in self.classes.values() for socket in group)
-
-    def sockets_of(self, actor_id: str) -> list[Socket]:
-        return [
-            socket
-            for group in self.classes.values()
-            for socket in group
-            if socket.actor is not None and socket.actor.id == actor_id
-        ]
 
     # -- the beat ----------------------------------------------------------------------------------
 
@@ -299,6 +297,7 @@ class ShowHub:
             work = [
                 (
                     self._frame(mask, part, start, end, changed if end == last else set(), had),
+                    mask,
                     group,
                     start,
                     end,
@@ -314,9 +313,9 @@ class ShowHub:
                 if not waited[1].done():
                     waited[1].set_result(None)
             self._rotation += 1
-            for data, sockets, start, end in work:
+            for data, mask, sockets, start, end in work:
                 if data is not None:
-                    await self._write_all(data, sockets, kind, start, end)
+                    await self._write_all(data, mask, sockets, kind, start, end)
             self._took_s = self.now() - started
             self.metrics.events.inc(last - first + 1)
             self.metrics.flush.observe(self._took_s)
@@ -352,7 +351,7 @@ class ShowHub:
         return key in TRANSIENT_STATES and self.pressure.gives_up(key)
 
     async def _write_all(
-        self, data: wire.SharedFrame, sockets: list[Socket], kind: Kind, first: int, last: int
+        self, data: wire.SharedFrame, mask: int, sockets: list[Socket], kind: Kind, first: int, last: int
     ) -> None:
         """A frame to a class, in steps; who is first is another one at each beat."""
         turn = self._rotation * WRITES_PER_STEP % max(1, len(sockets))
@@ -362,7 +361,7 @@ class ShowHub:
             step = self._step
             async with self._turn:
                 began = self.now()
-                self._write(data, sockets[start : start + step], kind, first, last)
+                self._write(data, mask, sockets[start : start + step], kind, first, last)
                 await asyncio.sleep(0)  # what was written leaves in this pass of the loop
                 took_s = self.now() - began
             start += step
@@ -372,7 +371,7 @@ class ShowHub:
                 self._step = min(WRITES_PER_STEP, step + WRITES_PER_STEP_MIN)
 
     def _write(
-        self, data: wire.SharedFrame, sockets: list[Socket], kind: Kind, first: int, last: int
+        self, data: wire.SharedFrame, mask: int, sockets: list[Socket], kind: Kind, first: int, last: int
     ) -> None:
         """One step of a flush. Who keeps up costs a look at one flag and the write itself."""
         plain, deflated = data.plain, b""
@@ -385,7 +384,7 @@ class ShowHub:
                 else:
                     socket.transport.write(plain)
                     written += 1
-            elif self._write_with_care(data, socket, kind, first, last):
+            elif self._write_with_care(data, mask, socket, kind, first, last):
                 if socket.deflates:
                     shrunk += 1
                 else:
@@ -394,11 +393,16 @@ class ShowHub:
         self.metrics.bytes_out.inc(written * len(plain) + shrunk * len(deflated or plain))
 
     def _write_with_care(
-        self, data: wire.SharedFrame, socket: Socket, kind: Kind, first: int, last: int
+        self, data: wire.SharedFrame, mask: int, socket: Socket, kind: Kind, first: int, last: int
     ) -> bool:
-        """To one who is slow, or has just come, healed or resynced; whether the frame was written."""
+        """To one who is slow, or has just come, healed, resynced or moved; whether the frame was written."""
         if socket.closing or (kind is Kind.EVENTS and socket.at >= last):
             return False  # gone, or has these already: healed or resynced while the frame was on its way
+        if socket.mask != mask:  # moved to another class meanwhile: this frame is no longer theirs
+            if socket.behind is None:
+                socket.behind = first - 1
+            self.heal(socket)
+            return False
         if socket.behind is not None:
             if not self.heal(socket) and kind is Kind.STATE:
                 socket.send_shared(data, kind)
@@ -485,7 +489,7 @@ class ShowHub:
         numbers = range(since + 1, self.sent + 1)
         framed = None
         if all(seq in missed for seq in numbers):
-            events = [missed[seq] for seq in numbers]
+            events = redacted([missed[seq] for seq in numbers])  # also what was hidden since `older` was read
             parts = [wire.range_head(self.epoch, since + 1, self.sent)]
             parts += _shown(events, mask)
             data = wire.array(parts)

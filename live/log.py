@@ -192,7 +192,7 @@ class ShowLog:
     async def between(self, show: ShowId, first: int, last: int) -> list[Entry]:
         """Entries first–last that the stream still has, oldest first, hidden ones redacted.
 
-        Read to the stream's end, so that what hides one of them is seen too; cut to `last`.
+        Read beyond `last`, 20,000 entries at most, so that what hides one of them is seen too; cut to `last`.
         """
         try:
             raw: Any = await self._redis.xrange(show_key(show, "log"), min=f"{first}-0", count=20_000)
@@ -312,7 +312,7 @@ class _Reader:
     async def follow(self, key: str, position: str) -> None:
         """Read `key` from behind `position`: at once, also in a read that is under way."""
         self._positions[key] = position
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name=f"log tail {self.name}")
         else:
             await self._interrupt()

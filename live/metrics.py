@@ -37,7 +37,7 @@ class Metrics:
         )
         self.loop_late = Gauge("loop_late_seconds", "How late the loop was at its last look", **made)
         self.log_lag = Gauge(
-            "log_lag_seconds", "Since a partition's log was last read to its end", ["partition"], **made
+            "log_lag_seconds", "Since a read of a partition's log was last answered", ["partition"], **made
         )
         self.beat_length = Gauge(
             "beat_seconds", "Shortest time between two frames, of the show told last", **made

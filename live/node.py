@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import random
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -54,6 +54,8 @@ RECONNECT_MIN_MS: Final = 500
 RECONNECT_MAX_MS: Final = 20_000
 REJOIN_AT_ONCE: Final = 500  # viewers who may ask for a snapshot at once; of more, each waits its random turn
 JOINS_AT_ONCE: Final = 200  # hellos being answered at the same time
+OLDER_MAX: Final = 2_000  # missed entries that are read from the store; who missed more gets a snapshot
+JOIN_S: Final = 10.0  # no hello takes longer to answer
 BOOKS_S: Final = 2.0  # a hello waits so long for PostgreSQL to say who it is
 RETELL_S: Final = 1.0  # between looks whether what a hello was not told can be read again
 RECHECK_S: Final = 0.5  # between looks at a log that is being built anew
@@ -67,6 +69,7 @@ RATES: Final[dict[type, tuple[float, float]]] = {  # of a viewer and kind: at on
     ClaimBenefit: (5.0, 1.0),
     QueueBenefit: (5.0, 1.0),
     PlaceOrder: (5.0, 1.0),
+    wire.Resync: (5.0, 0.5),
 }
 TOO_MANY_OF_A_KIND: Final = Refusal("Too many commands of this kind.", code="rate_limited", retry_ms=1000)
 
@@ -117,6 +120,9 @@ class Node:
         self._rechecked: set[ShowId] = set()  # shows whose log could not be checked, and is looked at again
         self._books = Circuit(self.now, (SqlError, OSError, TimeoutError))
         self.stale_members: set[str] = set()  # whose facts changed and could not be read yet
+        self._changed_at: dict[
+            str, float
+        ] = {}  # member -> when a notice said their facts changed; the last 10 s
         self._reading = 0
         self._readings: dict[str, int] = {}  # member -> the reading of their facts that was begun last
         self.draining = False
@@ -124,6 +130,7 @@ class Node:
         self.log_up = True
         self._log_down_since = 0  # ms, wall clock
         self._loading: dict[ShowId, asyncio.Task[ShowHub]] = {}
+        self._reloading: dict[ShowId, asyncio.Task[None]] = {}
         self._missing: dict[tuple[ShowId, int], asyncio.Task[list[Entry]]] = {}
         self._joining = asyncio.Semaphore(JOINS_AT_ONCE)
         self._join_tokens, self._join_tokens_at = float(parts.settings.join_rate), self.now()
@@ -264,6 +271,8 @@ class Node:
         elif not socket.joined:
             socket.tell(wire.refused(command.id, Unauthenticated("Say hello first.")))
             socket.close(wire.NO_HELLO)
+        elif not self._within_rate_of(socket, type(command)):
+            socket.tell(wire.refused(command.id, TOO_MANY_OF_A_KIND))
         elif isinstance(command, wire.Resync):
             hub = self.hubs.get(socket.show) if socket.show else None
             if hub is None:
@@ -272,8 +281,6 @@ class Node:
             await self._welcome(socket, hub, command.id, command.since, joins=False)
         elif isinstance(command, wire.Refresh):
             await self._refresh(socket, command)
-        elif not self._within_rate_of(socket, type(command)):
-            socket.tell(wire.refused(command.id, TOO_MANY_OF_A_KIND))
         else:
             await self.dispatch.answer(socket, command)
 
@@ -321,8 +328,13 @@ class Node:
 
     async def _enter(self, socket: Socket, hello: wire.Hello) -> None:
         assert socket.show is not None
+        began = self.now()
         found = await self._who(socket, hello.token)
-        hub = await self.hub(socket.show)
+        try:
+            async with asyncio.timeout(BOOKS_S):  # loading goes on for whoever comes next
+                hub = await self.hub(socket.show)
+        except TimeoutError as error:
+            raise Away("the show is being loaded", retry_ms=2000) from error
         socket.actor, socket.expires_at = found.actor, found.expires_at
         socket.looks_only = found.looks_only
         if not in_room(hub.room_audience, socket):
@@ -333,6 +345,9 @@ class Node:
         if found.actor.kind == "staff":
             socket.ws.max_message_size = wire.STAFF_COMMAND_BYTES_MAX
         await self._welcome(socket, hub, hello.id, hello.since, joins=True)
+        member = found.actor.member
+        if member is not None and self._changed_at.get(member, -1.0) >= began:
+            self.spawn(self.reload_member(member))  # their facts changed between the reading and the welcome
 
     async def _who(self, socket: Socket, token: str | None) -> Hello:
         """Token, else the page's cookie, else a guest."""
@@ -362,22 +377,22 @@ class Node:
         if claims.kind == "viewer":
             if is_guest_id(claims.sub):
                 return guest(GuestId(claims.sub))
-            actor = await self._from_books(self.arrivals.member(MemberId(claims.sub)))
+            actor = await self._from_books(lambda: self.arrivals.member(MemberId(claims.sub)))
             if actor is None:
                 raise Unauthenticated("This member is not known here.")
             return actor
-        return await self._from_books(self._named_staff(token))
+        return await self._from_books(lambda: self._named_staff(token))
 
     async def _named_staff(self, token: str) -> Actor:
         async with self.parts.pool.connection() as conn:
             return await actor_of_token(self.parts, conn, token)
 
-    async def _from_books(self, answer: Awaitable[T]) -> T:
+    async def _from_books(self, ask: Callable[[], Awaitable[T]]) -> T:
         """PostgreSQL for who waits at the door: an answer within BOOKS_S, or Away."""
         try:
             with self._books.asking():
                 async with asyncio.timeout(BOOKS_S):
-                    return await answer
+                    return await ask()
         except (SqlError, OSError, TimeoutError) as error:
             raise Away(f"books: {error}", retry_ms=2000) from error
 
@@ -473,6 +488,8 @@ class Node:
         if replay is not None and replay is not NOTHING:
             socket.send_shared(replay, Kind.PERSONAL)
         (self.metrics.replays if recovered else self.metrics.snapshots).inc()
+        if not joins:
+            hub.regroup(socket)  # a ballot cast elsewhere may have moved this viewer
         if not whole:
             self._tell_later(socket)
 
@@ -520,6 +537,8 @@ class Node:
             return None
         if hub.covers(since.seq):
             return []
+        if hub.sent - since.seq > OLDER_MAX:
+            return None
         task = self._missing.get((hub.show, since.seq))
         if task is None:
             self.metrics.log_reads.labels("missed").inc()
@@ -534,11 +553,8 @@ class Node:
         """A token for one room opens no other. Raises a Refusal."""
         if actor.room is None:
             return
-        try:
-            here = await self.parts.shows.in_room(ShowId(str(socket.show)), actor.room)
-        except (SqlError, OSError, TimeoutError) as error:
-            raise Away(f"books: {error}", retry_ms=2000) from error
-        if not here:
+        room, shows = actor.room, self.parts.shows
+        if not await self._from_books(lambda: shows.in_room(ShowId(str(socket.show)), room)):
             raise Refusal("This token is for another room.", code="forbidden")
 
     async def _refresh(self, socket: Socket, command: wire.Refresh) -> None:
@@ -606,7 +622,14 @@ class Node:
             await self.reload(hub)
 
     async def reload(self, hub: ShowHub) -> None:
-        """The log is not the one we knew: a new snapshot for everyone."""
+        """The log is not the one we knew: a new snapshot for everyone, once however many noticed."""
+        task = self._reloading.get(hub.show)
+        if task is None:
+            task = self._reloading[hub.show] = asyncio.get_running_loop().create_task(self._reload(hub))
+            task.add_done_callback(lambda _: self._reloading.pop(hub.show, None))
+        await asyncio.shield(task)
+
+    async def _reload(self, hub: ShowHub) -> None:
         log.warning("show %s: log reborn or trimmed; everyone gets a snapshot", hub.show)
         self.metrics.log_reads.labels("show").inc()
         changes = await self.show_log.changes(hub.show, -1, RECENT_ENTRIES)
@@ -699,6 +722,8 @@ class Node:
 
     def _on_notices(self, told: list[tuple[str, bytes | None]]) -> None:
         for member, message in told:
+            if message is None:
+                self._note_change(member)
             sockets = self.members.get(member)
             if not sockets:
                 continue
@@ -707,6 +732,14 @@ class Node:
             else:
                 for socket in list(sockets):
                     socket.tell(msgspec.Raw(message))
+
+    def _note_change(self, member: str) -> None:
+        """For who is being let in right now. In the order of the notices: the oldest are let go."""
+        now = self.now()
+        self._changed_at.pop(member, None)
+        self._changed_at[member] = now
+        while next(iter(self._changed_at.values())) < now - JOIN_S:
+            del self._changed_at[next(iter(self._changed_at))]
 
     async def reload_member(self, member: str) -> None:
         """Facts changed: new class on every socket of theirs, and `you` anew."""
@@ -724,7 +757,7 @@ class Node:
             if self._readings.get(member) == reading:
                 del self._readings[member]
         told = True
-        for socket in sockets:
+        for socket in list(self.members.get(member, ())):  # also who came while their facts were read
             hub = self.hubs.get(socket.show) if socket.show else None
             if hub is None or not socket.joined:
                 continue

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import procrastinate
 from redis.asyncio import Redis
 
-from chat.arrivals import Arrivals as TalkArrivals
 from chat.comments import Comments
 from chat.polls import Polls
 from chat.reactions import Reactions
+from chat.standings import Standings
 from commerce.benefits import Benefits
 from commerce.claims import Claims
 from commerce.offers import Offers
@@ -67,7 +67,7 @@ class Parts:
     api_keys: ApiKeys
     audit: Audit
     comments: Comments
-    talk_arrivals: TalkArrivals
+    standings: Standings
     polls: Polls
     reactions: Reactions
     products: Products

@@ -27,6 +27,7 @@ class Pressure:
     def __init__(self, now: float) -> None:
         self._late: deque[float] = deque(maxlen=TURNS)
         self._changed_at = self._pressed_at = now
+        self._pressed_since: float | None = None
         self.level = 0  # steps taken
         self.paused_at: float | None = None  # the loop stood still; until it is punctual again
         self.last_pause_at = 0.0
@@ -46,10 +47,13 @@ class Pressure:
         before = self.level
         if typical > LATE_S or buffered > BUFFERS_HIGH:
             self._pressed_at = now
-            if self.level < len(STEPS) and now - self._changed_at >= UP_AFTER_S:
+            self._pressed_since = now if self._pressed_since is None else self._pressed_since
+            if self.level < len(STEPS) and now - max(self._pressed_since, self._changed_at) >= UP_AFTER_S:
                 self.level += 1
                 self._changed_at = now
-        elif typical > CALM_LATE_S:
+            return self.level != before
+        self._pressed_since = None
+        if typical > CALM_LATE_S:
             self._pressed_at = now
         elif self.level and now - max(self._pressed_at, self._changed_at) >= DOWN_AFTER_S:
             self.level -= 1

@@ -1,6 +1,6 @@
 """A show's latest events in this process' memory: rejoins, healing and snapshots are served from here.
 
-60 s or 2 MB, whichever is less; what was not told to anybody yet is never let go.
+60 s or 2 MB of events, whichever is less, looked at when the next one comes; what was not told yet is kept.
 """
 
 from __future__ import annotations

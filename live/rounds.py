@@ -15,7 +15,7 @@ from typing import Final
 
 from live import protocol as wire
 from live.ending import end
-from live.hub import TRANSIENT_STATES
+from live.hub import TRANSIENT_STATES, ShowHub
 from live.metrics import Metrics
 from live.node import HELLO_WAIT_S, PING_S, PONG_WAIT_S, Node
 from live.socket import STALL_S, Socket
@@ -100,8 +100,12 @@ class Rounds:
             now - pressure.last_pause_at > STALL_S
         ):  # else who seems stalled may have had no chance to be written to
             for socket in list(self._node.stalled):
-                if socket.stalled_at is not None and now - socket.stalled_at > STALL_S:
+                waiting = socket.transport.get_write_buffer_size()
+                if socket.stalled_at is None or waiting < socket.waiting:
+                    socket.stalled_at = now  # slow, but it reads
+                elif now - socket.stalled_at > STALL_S:
                     socket.close(wire.SLOW)
+                socket.waiting = waiting
         # With the window anew: who came early was told one for fewer viewers.
         self._ping = wire.message_frame({"type": "ping", "reconnect_ms": self._node.reconnect_ms()})
         for index, socket in enumerate(self._node.wheel.turn()):
@@ -178,14 +182,14 @@ class Rounds:
                 hub.tell_local("sampling", None)
 
     async def _counters(self) -> None:
-        """Tallies, likes and seats do not enter the log: their versions are asked for."""
-        for hub in list(self._node.hubs.values()):
-            if not hub.viewers:
-                continue
-            with contextlib.suppress(Refusal):  # a show that is being rebuilt, or away; the others go on
-                found = await self._node.show_log.position(hub.show)
-                if found is not None and found[0] == hub.epoch and found[2] > hub.version:
-                    await self._node.refresh_states(hub)
+        """Tallies, likes and seats do not enter the log: their versions are asked for, of all shows at once."""
+        await asyncio.gather(*(self._count(hub) for hub in list(self._node.hubs.values()) if hub.viewers))
+
+    async def _count(self, hub: ShowHub) -> None:
+        with contextlib.suppress(Refusal):  # a show that is being rebuilt, or away; the others go on
+            found = await self._node.show_log.position(hub.show)
+            if found is not None and found[0] == hub.epoch and found[2] > hub.version:
+                await self._node.refresh_states(hub)
 
     async def _stale(self) -> None:
         """Facts that could not be read when they changed are read again."""

@@ -91,7 +91,6 @@ class Socket(asyncio.Protocol):
         "refresh_by",
         "seen_at",
         "show",
-        "skipped",
         "slot",
         "stalled_at",
         "strikes",
@@ -99,6 +98,7 @@ class Socket(asyncio.Protocol):
         "tokens_at",
         "transport",
         "voted",
+        "waiting",
         "watch_from",
         "working",
         "ws",
@@ -126,9 +126,11 @@ class Socket(asyncio.Protocol):
         self.behind: int | None = None  # last seq written when events began to be skipped
         self.at = -1  # last seq sent outside the beat (healed, resynced)
         self.easy = False  # keeps up and has everything: shared frames are written without another look
-        self.skipped = 0
         self.slot = 0  # in the node's timer wheel
-        self.stalled_at: float | None = None  # since when the buffer is above the high mark
+        self.stalled_at: float | None = (
+            None  # since when the buffer is above the high mark and does not shrink
+        )
+        self.waiting = 0  # bytes in it at the last look
         self.commands: deque[bytes] = deque()
         self.working = False
         self.partial: list[bytes] | None = None  # fragments of one text message
@@ -332,7 +334,6 @@ class Socket(asyncio.Protocol):
                 self.close(wire.SLOW)
                 return False
             if kind is Kind.TRANSIENT or (kind is Kind.EVENTS and waiting > STATE_ONLY):
-                self.skipped += 1
                 return False
         self.transport.write(data)
         return True

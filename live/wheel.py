@@ -22,7 +22,7 @@ class Wheel:
         self._turned = int(now() / SLOT_S)
 
     def put(self, socket: Socket, due_s: float) -> None:
-        """Look at `socket` at `due_s` of the loop's clock, not before; a later time given before is dropped."""
+        """Look at `socket` at `due_s` of the loop's clock, not before; a time given before is dropped."""
         slot = max(int(due_s / SLOT_S), self._turned) + 1
         if socket.slot != slot:
             self.drop(socket)

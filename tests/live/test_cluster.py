@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
-from redis.exceptions import RedisError
+from redis.exceptions import ClusterDownError, RedisError
 
 from live.__main__ import CommandError, _check_answers
 from live.cluster import ClusterUrl
-from live.database import COMMAND_S, open_redis
+from live.database import COMMAND_S, open_redis, open_tail_clients
 from live.engines import Addresses, Binaries
 from live.lua import Scripts
 from live.settings import SettingsError, read_settings
@@ -189,6 +189,63 @@ async def test_a_frozen_node_holds_up_its_own_shows_alone(cluster: Cluster, hear
     await until(lambda: heard.seqs[sick][-1] == last + 1)
     assert heard.seqs[sick] == sorted(set(heard.seqs[sick]))
     assert heard.health == [True, False, True]
+
+
+async def test_a_slot_that_nobody_serves_costs_no_other_node_its_connections(
+    cluster: Cluster, redis: Redis
+) -> None:
+    placed = one_of_each(cluster)
+    slot, owner, key = key_slot(f"{{{tag(placed[1])}}}".encode()), cluster.nodes[1], show_key(placed[0], "q")
+    await redis.ping()
+    waiting = asyncio.ensure_future(cast(Any, redis.blpop([key], timeout=0)))
+    await until(lambda: cast(Any, cluster.nodes[0].redis.info("clients"))["blocked_clients"] == 1)
+    owner.redis.execute_command("CLUSTER DELSLOTS", slot)
+    try:
+        with pytest.raises(ClusterDownError):
+            await redis.get(show_key(placed[1], "n"))
+    finally:
+        owner.redis.execute_command("CLUSTER ADDSLOTS", slot)
+    await redis.rpush(key, "one")
+    assert (await waiting)[1] == b"one"
+    await redis.set(show_key(placed[1], "n"), 1)
+
+
+async def test_who_waits_for_the_map_is_not_cancelled_by_another(cluster: Cluster) -> None:
+    nodes = open_tail_clients(cluster.url, block_s=1.0)
+    key = show_key(one_of_each(cluster)[0], "log")
+    with contextlib.ExitStack() as stack:
+        for node in cluster.nodes:
+            stack.enter_context(frozen(node))
+        waiting = [asyncio.create_task(nodes.having(key)) for _ in range(3)]
+        await asyncio.sleep(0)  # they have begun
+        waiting[0].cancel()
+        await nodes.look_again()  # what another reader does after an error
+        assert not any(task.done() for task in waiting[1:])
+    for task in waiting[1:]:
+        assert await (await task).ping()
+    assert waiting[0].cancelled()
+    await nodes.aclose()
+
+
+async def test_who_waits_for_the_map_is_told_when_it_is_closed(cluster: Cluster) -> None:
+    nodes = open_tail_clients(cluster.url, block_s=1.0)
+    with contextlib.ExitStack() as stack:
+        for node in cluster.nodes:
+            stack.enter_context(frozen(node))
+        waiting = asyncio.create_task(nodes.having("{p00}"))
+        await asyncio.sleep(0)  # it has begun
+        await nodes.aclose()
+        with pytest.raises(RedisError):
+            await waiting
+
+
+async def test_the_map_is_read_though_its_first_node_is_frozen(cluster: Cluster) -> None:
+    nodes = open_tail_clients(cluster.url, block_s=1.0)
+    well = one_of_each(cluster)[1]
+    with frozen(cluster.nodes[0]):
+        client = await nodes.having(show_key(well, "log"))
+        assert await client.ping()
+    await nodes.aclose()
 
 
 async def test_a_partition_that_moves_is_followed_to_its_new_node(cluster: Cluster, heard: Heard) -> None:

@@ -401,6 +401,80 @@ async def test_who_keeps_up_is_written_to_without_another_look_and_who_slows_dow
     assert watcher.socket.easy
 
 
+async def test_who_moves_to_another_class_while_a_frame_is_on_its_way_gets_nothing_of_the_class_it_left() -> (
+    None
+):
+    offer = State("offer:1", 1, (Part(a=0, d={"list": 128}), Part(a=1, d={"member": 109})), {})
+    hub = make_hub(states=[offer], version=1)
+    watcher = enter(hub, MEMBER)
+    hub.receive([entry(1)])
+    await flushed(hub)
+    assert watcher.socket.easy
+    newer = State("offer:1", 2, (Part(a=0, d={"list": 128}), Part(a=1, d={"member": 99})), {})
+    hub.apply(changes(seq=1, version=2, states=[newer]))
+    hub.receive([entry(2), entry(3, bit=1, text="MEMBERS")])
+    async with hub._turn:  # the frames are made, the writing waits
+        hub._start_flush()
+        while hub.sent < 3:
+            await asyncio.sleep(0)
+        watcher.socket.actor = GUEST
+        hub.regroup(watcher.socket)
+        before = len(watcher.transport.frames)
+    await flushed(hub)
+    after = b"".join(watcher.transport.frames[before:])
+    assert b"99" not in after
+    assert b"MEMBERS" not in after
+    client = Client("e1", 0, [], [])
+    for message in watcher.messages():
+        client.apply(message)
+    assert (client.seq, sorted(client.comments)) == (3, [1, 2])
+    assert client.states["offer:1"] == (2, {"list": 128})
+
+
+async def test_a_poll_that_opens_before_all_were_sorted_leaves_nobody_in_a_room_that_was_narrowed() -> None:
+    hub = make_hub()
+    guest, member = enter(hub, GUEST), enter(hub, MEMBER)
+    narrow = Audience("plan_members")
+    hub.apply(changes(version=1, room_audience=narrow))
+    hub.apply(changes(version=2, room_audience=narrow, poll="p1"))
+    await flushed(hub)
+    assert (guest.node.closes, member.node.closes) == ([wire.MEMBERS_ONLY], [])
+
+
+async def test_who_claims_to_be_far_ahead_hurries_nobodys_beat() -> None:
+    hub = make_hub()
+    watchers = [enter(hub, GUEST) for _ in range(3)]
+    ahead = asyncio.create_task(hub.reached(1 << 50, 0.3))
+    await asyncio.sleep(0)
+    for seq in range(1, 11):
+        hub.receive([entry(seq)])
+        await asyncio.sleep(0.001)
+    await flushed(hub)
+    assert len(watchers[0].transport.frames) <= 3  # the first at once, the others by the beat
+    assert not await ahead
+
+
+async def test_a_state_of_this_node_that_is_gone_is_told_once() -> None:
+    hub = make_hub()
+    watcher = enter(hub, GUEST)
+    hub.tell_local("sampling", {"shown_per_s": 20, "posted_per_s": 90})
+    await flushed(hub)
+    for _ in range(3):
+        hub.tell_local("sampling", None)
+        await flushed(hub)
+    assert [m["data"] for m in watcher.messages()][1:] == [None]
+
+
+async def test_what_was_hidden_after_it_was_read_from_the_store_is_not_replayed() -> None:
+    hub = make_hub(seq=2)
+    older = [entry(1, text="RUDE"), entry(2)]
+    hub.receive([entry(3, redacts=1)])
+    await flushed(hub)
+    replay = hub.replay(0b1, 0, older)
+    assert replay is not None
+    assert b"RUDE" not in replay.plain
+
+
 class Spoken:
     """A live show on real Redis with everything that talks in it."""
 

@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis, RedisCluster
 
 from live.database import open_redis, open_tail_clients
+from live.ending import end
 from live.engines import Addresses, Binaries
 from live.log import BLOCK_MS, NOTICES, Entry, Tail
 from membership.actor import MemberId, ShowId
@@ -141,6 +142,18 @@ async def test_a_show_begun_anew_while_its_entries_are_taken_keeps_its_new_posit
     heard.before = begin_anew
     await heard.tail.follow(show, 0)
     await until(lambda: heard.seqs.get(show) == [*range(1, 9), 6, 7, 8])
+
+
+async def test_a_reader_that_ended_is_begun_anew_by_the_next_follow(heard: Heard) -> None:
+    (show,) = shows(1)
+    await heard.tail.follow(show, 0)
+    await heard.append(show, 1)
+    await until(lambda: heard.seqs.get(show) == [1])
+    (reader,) = (task for task in asyncio.all_tasks() if task.get_name() == f"log tail {tag(show)}")
+    await end([reader])
+    await heard.append(show, 2)
+    await heard.tail.follow(show, 1)
+    await until(lambda: heard.seqs[show] == [1, 2])
 
 
 async def test_a_partition_without_shows_costs_no_connection(heard: Heard) -> None:

@@ -152,6 +152,41 @@ async def test_facts_read_earlier_and_answered_later_are_not_believed(
     assert not served.node._readings
 
 
+async def test_who_pays_while_being_let_in_is_told_though_nobody_was_here_to_hear_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, member = await served.make_show(), await served.member("王小明", paid=True)
+    assert member.member is not None
+    you = served.node.dispatch.you_for_now
+
+    async def changed_meanwhile(*given: Any) -> Any:
+        monkeypatch.undo()
+        told = await you(*given)
+        await lose_plan(served, member.member)  # type: ignore[arg-type]
+        served.node._on_notices([(str(member.member), None)])
+        return told
+
+    monkeypatch.setattr(served.node.dispatch, "you_for_now", changed_meanwhile)
+    seat = await served.enter(show, member)
+    assert seat.welcome["you"]["kind"] == "plan"
+    assert (await seat.event("you"))["data"]["kind"] == "registered"
+
+
+async def test_who_voted_elsewhere_is_of_the_voters_class_after_a_resync(served: Served) -> None:
+    show, member = await served.make_show(), await served.member("王小明")
+    seat, socket, hub = await seated(served, show, member)
+    host = await served.staff()
+    async with served.parts.database.transaction() as t:
+        poll = await served.parts.polls.open(t, host, show, "红枣还是山药？", ["红枣", "山药"])
+    await seat.state(f"poll:{poll.id}")
+    await served.parts.polls.cast(member, show, poll.id, [0], "k1")  # at another node
+    before = socket.mask
+    welcome = await seat.ask("resync", since=None)
+    assert welcome["you"]["votes"] == {poll.id: [0]}
+    assert socket.mask != before
+    assert socket in hub.classes[socket.mask]
+
+
 async def test_after_an_outage_members_are_read_anew_one_after_the_other(served: Served) -> None:
     show, member = await served.make_show(), await served.member("王小明", paid=True)
     assert member.member is not None

@@ -20,7 +20,7 @@ def test_a_late_loop_takes_likes_then_comments_then_presence_and_nothing_else() 
     for _ in range(8):
         at = run(pressure, at, UP_AFTER_S, LATE_S * 2)
         seen.append(pressure.step)
-    assert [step for index, step in enumerate(seen) if step not in seen[:index]] == [*STEPS]
+    assert [step for index, step in enumerate(seen) if step and step not in seen[:index]] == [*STEPS]
     assert all(pressure.gives_up(step) for step in STEPS)
 
 
@@ -30,6 +30,14 @@ def test_one_slow_turn_is_no_pressure() -> None:
     for _ in range(TURNS):
         pressure.observe(0.4, 0.0, at + TURN_S)
         at = run(pressure, at + TURN_S, 3, 0.0)
+    assert pressure.step is None
+
+
+def test_one_look_at_full_buffers_is_no_pressure() -> None:
+    pressure = Pressure(0.0)
+    at = run(pressure, 0.0, 60, 0.0)
+    pressure.observe(0.0, 0.9, at + TURN_S)
+    run(pressure, at + TURN_S, 5, 0.0)
     assert pressure.step is None
 
 

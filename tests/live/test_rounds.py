@@ -130,6 +130,17 @@ async def test_who_reads_nothing_for_five_seconds_is_closed_as_slow() -> None:
     assert watcher.node.closes == [wire.SLOW]
 
 
+async def test_who_reads_slowly_but_reads_is_not_closed_as_slow() -> None:
+    hall = Hall()
+    watcher = hall.enter()
+    watcher.transport.waiting = 60_000
+    watcher.socket.stalled_at = hall.at
+    for _ in range(20):
+        watcher.transport._waiting -= 1_000
+        await hall.turn(1.0)
+    assert watcher.node.closes == []
+
+
 async def test_over_the_bound_of_all_buffers_the_slowest_are_let_go_first() -> None:
     hall = Hall(buffers_max_mb=16)
     watchers = [hall.enter() for _ in range(40)]

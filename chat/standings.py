@@ -9,8 +9,6 @@ import msgspec
 from membership.actor import PollId, ShowId, public_id
 from membership.script import Arg, ScriptLoader
 
-READ_MAX = 500  # people in one read
-
 
 class TalkStanding(msgspec.Struct, frozen=True):
     """Until when one may not comment (ms, None when they may), and their ballot in the shown poll."""
@@ -26,7 +24,7 @@ class _Ballot(msgspec.Struct):
 _BALLOT = msgspec.json.Decoder(_Ballot)
 
 
-class Arrivals:
+class Standings:
     def __init__(self, scripts: ScriptLoader) -> None:
         self._read = scripts.load("chat", "read_viewers")
 
