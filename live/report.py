@@ -12,8 +12,9 @@ import msgspec
 from msgspec import Struct
 from psycopg.types.json import Jsonb
 
-from chat.comments import Comments, Pace, Question, top_questions
+from chat.comments import Comments, Pace
 from chat.polls import Poll, Polls
+from chat.questions import Question, top_questions
 from live.shows import Shows
 from membership.actor import BenefitId, PollId, ShowId
 from membership.refusal import Unavailable

@@ -16,8 +16,9 @@ from typing import Final
 from live import protocol as wire
 from live.ending import end
 from live.hub import TRANSIENT_STATES, ShowHub
+from live.joining import PING_S
 from live.metrics import Metrics
-from live.node import HELLO_WAIT_S, PING_S, PONG_WAIT_S, Node
+from live.node import HELLO_WAIT_S, Node
 from live.socket import STALL_S, Socket
 from live.wheel import SLOT_S
 from membership.refusal import Refusal
@@ -29,6 +30,7 @@ BATCH_S: Final = 1.0
 PRESENCE_S: Final = 3.0
 PRESENCE_TTL_MS: Final = 15_000
 POSITION_S: Final = 10.0
+PONG_WAIT_S: Final = 10.0
 REFRESH_GRACE_S: Final = 30.0
 EMPTY_HUB_S: Final = 60.0
 BUFFERS_RELIEF: Final = 0.9  # of the bound: down to here the slowest are let go
@@ -189,7 +191,7 @@ class Rounds:
         with contextlib.suppress(Refusal):  # a show that is being rebuilt, or away; the others go on
             found = await self._node.show_log.position(hub.show)
             if found is not None and found[0] == hub.epoch and found[2] > hub.version:
-                await self._node.refresh_states(hub)
+                await self._node.following.refresh_states(hub)
 
     async def _stale(self) -> None:
         """Facts that could not be read when they changed are read again."""
@@ -214,7 +216,7 @@ class Rounds:
                 await self._node.tail.unfollow(show)
 
     async def _positions(self) -> None:
-        await self._node.check_positions()
+        await self._node.following.check_positions()
         for hub in self._node.hubs.values():
             for group in hub.classes.values():
                 for socket in group:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from live.hub import ShowHub
-from live.node import Hello
+from live.joining import Hello
 from live.rounds import EMPTY_HUB_S, Rounds
 from live.socket import Socket
 from membership.actor import Actor, MemberId, ShowId
@@ -117,8 +117,8 @@ async def test_an_event_that_comes_while_the_position_is_asked_for_is_no_lost_lo
         reborn.append(hub)
 
     monkeypatch.setattr(served.node.show_log, "position", overtaken)
-    monkeypatch.setattr(served.node, "reload", reload)
-    await served.node.check_positions()
+    monkeypatch.setattr(served.node.following, "reload", reload)
+    await served.node.following.check_positions()
     hub.seq -= 1
     assert hub not in reborn
 
@@ -192,8 +192,8 @@ async def test_after_an_outage_members_are_read_anew_one_after_the_other(served:
     assert member.member is not None
     seat, _, _ = await seated(served, show, member)
     await lose_plan(served, member.member)
-    served.node._on_health(False)
-    served.node._on_health(True)
+    served.node.following.on_health(False)
+    served.node.following.on_health(True)
     assert member.member in served.node.stale_members
     assert (await seat.event("you"))["data"]["kind"] == "registered"
     while served.node.stale_members:
@@ -215,7 +215,7 @@ async def test_who_leaves_while_a_new_token_is_checked_is_not_remembered(
         checked.set()
         return Hello(member, None)
 
-    monkeypatch.setattr(served.node, "_who", who)
+    monkeypatch.setattr(served.node.joining, "_who", who)
     await seat.send({"type": "refresh", "id": 2, "token": served.token(member)})
     await asyncio.wait_for(checked.wait(), 5)
     await asyncio.sleep(0.1)

@@ -97,7 +97,7 @@ async def test_after_a_lost_log_recovered_is_false_and_the_snapshot_right(served
     await seat.state("announcement")
     redis = served.parts.redis
     await redis.delete(*[key async for key in redis.scan_iter(f"*{show}*")])
-    await served.node.check_positions()
+    await served.node.following.check_positions()
     assert (await seat.event("gap"))["type"] == "gap"
     await seat.send({"type": "resync", "id": 77, "since": position(seat, numbers[-1])})
     again = await seat.until(lambda m: m.get("id") == 77)
@@ -160,7 +160,7 @@ async def test_writes_lost_in_a_fail_over_get_a_new_epoch(served: Served) -> Non
     await redis.delete(log)
     for raw_id, fields in kept:
         await redis.xadd(log, fields, id=raw_id)
-    await served.node.check_positions()
+    await served.node.following.check_positions()
     await seat.event("gap")
     await seat.send({"type": "resync", "id": 5, "since": position(seat, numbers[-1])})
     again = await seat.until(lambda m: m.get("id") == 5)

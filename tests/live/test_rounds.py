@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 
 from live import protocol as wire
+from live.joining import PING_S
 from live.metrics import Metrics
-from live.node import HELLO_WAIT_S, PING_S, PONG_WAIT_S
+from live.node import HELLO_WAIT_S
 from live.pressure import Pressure
-from live.rounds import REFRESH_GRACE_S, Rounds
+from live.rounds import PONG_WAIT_S, REFRESH_GRACE_S, Rounds
 from live.socket import STALL_S
 from live.wheel import Wheel
 from membership.actor import Actor, ShowId

@@ -136,7 +136,7 @@ async def test_a_reborn_log_is_answered_by_a_new_snapshot(served: Served) -> Non
     async with watching(served, show) as viewer:
         first = viewer.position
         await served.parts.redis.hset(show_key(show, "meta"), "epoch", "another")
-        await served.node.check_positions()
+        await served.node.following.check_positions()
         await until(lambda: viewer.joins == 2)
         assert viewer.position is not None
         assert first is not None

@@ -68,7 +68,7 @@ async def hall(served: Served, *others: Served, talkers: int = 3) -> AsyncIterat
 
 
 async def log_back(*nodes: Served) -> None:
-    await until(lambda: all(served.node.log_up for served in nodes))
+    await until(lambda: all(served.node.following.up for served in nodes))
 
 
 async def test_killed_under_traffic_and_started_again_it_has_lost_nothing_that_was_acknowledged(
@@ -80,7 +80,7 @@ async def test_killed_under_traffic_and_started_again_it_has_lost_nothing_that_w
         await until(lambda: all(talker.said for talker in made.talkers))
         before = sum(len(talker.said) for talker in made.talkers)
         stand.kill_redis()
-        await until(lambda: not served.node.log_up and not other.node.log_up)
+        await until(lambda: not served.node.following.up and not other.node.following.up)
         stand.restart()
         await until(lambda: sum(len(talker.said) for talker in made.talkers) >= before + 6)
         for talker in made.talkers:
@@ -143,7 +143,7 @@ async def test_no_answer_is_not_taken_for_lost_keys(served: Served, monkeypatch:
             await served.parts.shows.open_due(served.parts.database, OWNER)
         assert await served.parts.shows.agree(made.show) is False
         assert await row_of(served, made.show) == before
-        await served.node.check_positions()
+        await served.node.following.check_positions()
         await made.talkers[1].say("我也在")
         assert await made.all_heard() == []
 
@@ -163,7 +163,7 @@ async def test_a_show_in_memory_is_entered_while_it_is_away_and_the_rest_is_told
     await seat.event("comment.posted")
     stand.kill_redis()
     try:
-        await until(lambda: not served.node.log_up)
+        await until(lambda: not served.node.following.up)
         guest, known = await served.enter(show), await served.enter(show, member)
         for entered in (guest, known):
             assert entered.welcome["type"] == "welcome"
@@ -189,7 +189,7 @@ async def test_a_show_that_is_in_no_memory_is_refused_for_now(served: Served, st
     show = await served.make_show()
     stand.kill_redis()
     try:
-        await until(lambda: not served.node.log_up)
+        await until(lambda: not served.node.following.up)
         seat = await served.enter(show)
         assert (seat.welcome["type"], seat.welcome["code"]) == ("refused", "unavailable")
         assert seat.welcome["retry_ms"]
@@ -265,7 +265,7 @@ async def test_a_store_that_has_grown_past_what_it_lost_is_known_by_its_entries(
         log, meta = show_key(made.show, "log"), show_key(made.show, "meta")
         redis = served.parts.redis
         lost = await redis.xrange(log, min=f"{said[1].seq}-0")
-        served.node._on_health(False)
+        served.node.following.on_health(False)
         async with redis.pipeline(transaction=True) as pipe:
             pipe.delete(log)
             for raw_id, fields in await redis.xrange(log, max=f"{said[0].seq}-0"):
@@ -276,7 +276,7 @@ async def test_a_store_that_has_grown_past_what_it_lost_is_known_by_its_entries(
             pipe.hset(meta, "seq", last + 2)
             await pipe.execute()
         await served.node.hubs[made.show].reached(last + 2, 5)  # taken for what follows: nothing is missing
-        served.node._on_health(True)
+        served.node.following.on_health(True)
         await until(lambda: all(watcher.epochs[-1] != epoch for watcher in made.watchers))
         await until(lambda: all(watcher.shown for watcher in made.watchers))
         wanted = {"第 0 句", *(f"另一句 {number}" for number in range(said[1].seq, last + 3))}
