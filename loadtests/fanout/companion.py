@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,11 @@ class _Serving:
         }
         if len(self.counted) != 2 or not self.beside:
             raise LoadError(f"the server's processes are not those that were expected: {kinds}")
+        # The server's core is the server's, as it is in the other contenders' runs: the engines share the viewers'.
+        for pid in kinds:
+            if pid not in self.counted:
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(pid, {work.viewer_core})
 
     def publish(self) -> int:
         return asyncio.run(self._publish())

@@ -98,6 +98,8 @@ def test_the_beat_grows_with_the_show() -> None:
     assert beat_s(1_000) == 0.1
     assert beat_s(2_500) == beat_s(100_000) == 0.25
     assert beat_s(500, took_s=0.06) == 0.12  # twice what writing the last one took
+    assert beat_s(1_000, per_s=200) == pytest.approx(0.15)  # many events: fewer, longer frames
+    assert beat_s(10, per_s=200) == 0.05
 
 
 def test_a_frame_of_any_size_has_the_right_header() -> None:
