@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket as sockets
@@ -30,6 +31,7 @@ log = logging.getLogger("companion.server")
 HEADER_BYTES_MAX: Final = 16_384
 REQUEST_WAIT_S: Final = 10.0  # from the connection, or a request's first byte, to its complete headers
 BACKLOG: Final = 4_096
+GC_THRESHOLDS: Final = (10_000, 20, 50)  # Python's own are 700, 10, 10
 
 
 class Door(HttpToolsProtocol):
@@ -180,6 +182,16 @@ async def serving(settings: Settings, sock: sockets.socket) -> AsyncIterator[Com
         await close_parts(parts)
 
 
+def settle_memory() -> None:
+    """What was made until now stays: the collector does not look at it again, and looks less often.
+
+    A full collection walks every object it knows and the loop stands still: 123,000 after the start, 30 to 50 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 async def run_server(
     settings: Settings, sock: sockets.socket, ready: Callable[[], Any] | None = None
 ) -> None:
@@ -188,4 +200,5 @@ async def run_server(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):  # the loop's own: also when SIGINT came ignored
             loop.add_signal_handler(number, server.stop)
+        settle_memory()
         await server.run_until_stopped(ready)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, ViewportSize
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, ViewportSize, expect
 
 from live import process
 from live.brand import Demo
@@ -269,6 +269,12 @@ class People:
 
 
 Peopled = Callable[[str], People]  # the people of a test that says its size itself
+
+
+def connected(page: Page) -> Page:
+    """Wait until the page has its socket: what is said before is not sent, and the page says so."""
+    expect(page.locator("html[data-link=open]")).to_be_attached(timeout=3 * ANSWER_MS)
+    return page
 
 
 def tell(page: Page, **states: dict[str, Any] | None) -> None:

@@ -6,7 +6,7 @@ import re
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.stage import DESK, PHONE, People, Peopled, Shop
+from tests.browser.stage import DESK, PHONE, People, Peopled, Shop, connected
 
 LEARNT_MS = 60_000  # the end card and the tags are there by then
 
@@ -105,7 +105,7 @@ def test_the_host_speaks_replies_hides_and_mutes(people: People, shop: Shop) -> 
     show = shop.make_show()
     panel = people.panel(show)
     viewer = people.viewer(show, token=shop.member("孙八"))
-    field = viewer.get_by_label("说点什么")
+    field = connected(viewer).get_by_label("说点什么")
     for line in ("这个米是新米吗？", "加微信低价卖米"):
         field.fill(line)
         viewer.get_by_role("button", name="发送评论").click()
@@ -156,7 +156,7 @@ def test_after_the_end_come_the_card_and_tags_with_their_evidence(one_size: Peop
     token = shop.member("周九")
     phone, desk = one_size(PHONE), one_size(DESK)
     viewer = phone.viewer(show, token=token)
-    viewer.get_by_label("说点什么").fill("有机大米什么时候发货？")
+    connected(viewer).get_by_label("说点什么").fill("有机大米什么时候发货？")
     viewer.get_by_role("button", name="发送评论").click()
     expect(viewer.locator(".line--own:not(.line--pending)")).to_be_visible()
     shop.join(token, show)

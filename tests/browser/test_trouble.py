@@ -6,7 +6,7 @@ import time
 
 from playwright.sync_api import expect
 
-from tests.browser.stage import PHONE, People, Peopled, Shop, sideways, tell
+from tests.browser.stage import PHONE, People, Peopled, Shop, connected, sideways, tell
 
 LOG_DOWN = "互动暂时中断，正在恢复；你的订单和名额不受影响"
 UNTOUCHED = "订单、名额和通知不受影响。"
@@ -19,7 +19,7 @@ def since(seconds: int) -> int:
 def test_a_viewer_is_told_calmly_that_the_log_is_down_and_may_still_act(people: People, shop: Shop) -> None:
     show = shop.make_show()
     page = people.viewer(show, token=shop.member("郑一"), listening=True)
-    page.get_by_label("说点什么").fill("还在吗")
+    connected(page).get_by_label("说点什么").fill("还在吗")
     tell(page, log={"up": False, "since": since(3)})
     banner = page.get_by_role("status").filter(has_text=LOG_DOWN)
     expect(banner).to_be_visible()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.stage import PHONE, People, Peopled, Shop, moving, pay_in_sandbox, sign_in
+from tests.browser.stage import PHONE, People, Peopled, Shop, connected, moving, pay_in_sandbox, sign_in
 
 
 def card(page: Page, name: str) -> Locator:
@@ -61,7 +61,7 @@ def test_a_comment_typed_before_sign_in_is_kept_and_sent_after(people: People, s
     show = shop.make_show()
     page = people.viewer(show)
     line = "新米什么时候发货？"
-    page.get_by_label("说点什么").fill(line)
+    connected(page).get_by_label("说点什么").fill(line)
     page.get_by_role("button", name="发送评论").click()
     sheet = page.get_by_role("dialog", name="登录后发出这条评论")
     expect(sheet).to_contain_text(line)

@@ -168,6 +168,7 @@ function welcomeMember(before, now) {
 
 function onLink(name, detail) {
   link.value = { name, ...detail };
+  document.documentElement.dataset.link = name;
   if (name === "open" && detail.again) {
     link.value = { name: "back", fresh: detail.fresh };
     setTimeout(() => {
