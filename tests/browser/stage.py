@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -163,9 +164,13 @@ class Shop:
         self.staff("POST", f"/v1/shows/{show}/comments", {"text": text})
 
     def join(self, token: str, show: str) -> None:
-        """Pay for the year's plan on the sandbox's page."""
+        """Pay for the year's plan on the sandbox's page, and wait until its webhook has been taken in."""
         body = {"plan": self.plan["id"], "show": show, "key": secrets.token_hex(8)}
         self._pay(self.viewer(token, "POST", "/v1/me/joins", body)["payment_url"])
+        until = time.monotonic() + ANSWER_MS / 1000
+        while self.viewer(token, "GET", "/v1/me")["kind"] != "plan":
+            assert time.monotonic() < until, "paid, and the plan did not begin"
+            time.sleep(0.05)
 
     def address(self, token: str) -> str:
         given = {
