@@ -68,6 +68,12 @@ class Hall:
         await self.rounds._turn()
 
 
+def figure(hall: Hall, name: str, **labels: str) -> float | None:
+    """An instrument's value, as /metrics would say it."""
+    instruments = hall.metrics.registry
+    return instruments.get_sample_value(name, labels)
+
+
 def pings(watcher: Watcher) -> int:
     return sum(message["type"] == "ping" for message in watcher.messages())
 
@@ -155,9 +161,8 @@ async def test_over_the_bound_of_all_buffers_the_slowest_are_let_go_first() -> N
     left = sum(w.transport.waiting for w in watchers[: closed[0]])
     assert 0.8 * 16 * MB < left <= 0.9 * 16 * MB
     assert hall.buffered == left
-    told = hall.metrics.registry.get_sample_value
-    assert told("companion_buffered_bytes") == left
-    assert told("companion_log_lag_seconds", {"partition": "p07"}) == 0.25
+    assert figure(hall, "companion_buffered_bytes") == left
+    assert figure(hall, "companion_log_lag_seconds", partition="p07") == 0.25
 
 
 async def test_a_step_under_pressure_is_shown_in_the_figures_and_what_was_withheld_is_told_again() -> None:
@@ -168,7 +173,7 @@ async def test_a_step_under_pressure_is_shown_in_the_figures_and_what_was_withhe
         await hall.turn(0.25, late_s=0.2)
     assert hall.pressure.level >= 1
     assert len(told) == hall.pressure.level
-    assert hall.metrics.registry.get_sample_value("companion_degraded_step") == hall.pressure.level
+    assert figure(hall, "companion_degraded_step") == hall.pressure.level
 
 
 async def test_a_viewer_has_a_bucket_of_each_kind_so_that_claims_do_not_use_up_comments(
