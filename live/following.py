@@ -62,6 +62,7 @@ class Following:
         if not up and self.up:
             self._followed = {show: Position.of(hub) for show, hub in self._node.hubs.items()}
         if up and not self.up:
+            self._node.parts.scripts.forget_failures()  # it answers: nobody has to go and look
             self._node.spawn(self.check_positions())
             # Read one after the other by the round: all at once would take the pool from everybody else.
             self._node.stale_members.update(self._node.members)

@@ -126,6 +126,10 @@ class Scripts:
         self._turns = _Turns(redis)
         self._prelude = read_script("live", "append")
 
+    def forget_failures(self) -> None:
+        """Ask the store again at once: whoever calls this knows that it is back."""
+        self._turns.circuits.clear()
+
     def load(self, package: str, name: str) -> Script:
         text = self._prelude + "\n" + read_with_include(package, name)
         return _ShowScript(self._redis, self._turns, f"{package}/{name}", text)
