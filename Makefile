@@ -18,7 +18,7 @@ help:
 	@echo "make test-floor   the tests on Debian's PostgreSQL 15 and Redis 7.0"
 	@echo "make test-cluster the tests with Redis as a Cluster of three nodes"
 	@echo "make load         locust against a server of its own; writes an HTML report"
-	@echo "make soak         the same for half an hour, an evening's scenarios, an outage, a million fuzzed frames"
+	@echo "make soak         the same for half an hour, scenarios, an outage, fuzz, the claim storm, 300 rounds with kills"
 	@echo "make bench        our server and its peers at the same fan-out; writes a table and plots"
 	@echo "make screenshots  pictures of the pages into docs/"
 	@echo "make docs         write the pages made from code"
@@ -55,6 +55,9 @@ soak: $(STAMP) $(VENV)/load
 	$(RUN)/python -m loadtests.evening --small all
 	$(RUN)/python -m loadtests.outage --viewers 200 --frozen-s 15
 	$(RUN)/python -m loadtests.fuzz --frames 1000000
+	$(RUN)/python -m loadtests.storm --claimants 20000 --quota 100
+	$(RUN)/python -m loadtests.rounds --rounds 300 --seed 20261122
+	$(RUN)/python -m tests.commerce.machine --examples 10000
 
 bench: $(STAMP) $(VENV)/bench
 	$(RUN)/python -m loadtests.fanout $(ARGS)
@@ -64,6 +67,7 @@ screenshots: $(STAMP) browser
 
 docs: $(STAMP)
 	$(RUN)/python docs/tables.py
+	$(RUN)/python docs/rules.py
 	$(RUN)/python -m tests.live.test_autobahn
 
 browser:

@@ -16,6 +16,7 @@ from chat.text import bounded
 from membership.actor import Actor, PollId, ShowId, is_id, new_id
 from membership.audience import EVERYONE, STAFF_BIT, VOTERS_BIT, Audience, ShowAudiences
 from membership.behaviour import encode, record_of
+from membership.moment import in_ms
 from membership.personal import Personal
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal, Unavailable
 from membership.script import ScriptLoader, json_arg
@@ -311,7 +312,10 @@ class Polls:
         while rows := await cursor.fetchmany(_PAGE):
             pairs: list[str | bytes] = []
             for found in rows:
-                pairs += [found["viewer"], json_arg({"c": sorted(found["choices"]), "at": _ms(found["at"])})]
+                pairs += [
+                    found["viewer"],
+                    json_arg({"c": sorted(found["choices"]), "at": in_ms(found["at"])}),
+                ]
             await self._rebuild_ballots(show, [f"poll:{poll.id}:ballots"], [poll.id, *pairs])
 
     async def _put(self, poll: Poll, *, announce: bool) -> None:
@@ -425,10 +429,6 @@ def _parts(poll: Poll, bit: int, *, open_: bool) -> bytes:
     return json_arg([*parts, {"a": STAFF_BIT, "d": {}, "counts": ["*"]}])
 
 
-def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
-
-
 def _poll(row: dict[str, Any]) -> Poll:
     return Poll(
         id=PollId(str(row["id"])),
@@ -438,8 +438,8 @@ def _poll(row: dict[str, Any]) -> Poll:
         max_choices=row["max_choices"],
         results=row["results"],
         audience=msgspec.convert(row["audience"], Audience),
-        opened_at=_ms(row["opened_at"]),
-        closes_at=_ms(row["closes_at"]) if row["closes_at"] else None,
-        closed_at=_ms(row["closed_at"]) if row["closed_at"] else None,
+        opened_at=in_ms(row["opened_at"]),
+        closes_at=in_ms(row["closes_at"]) if row["closes_at"] else None,
+        closed_at=in_ms(row["closed_at"]) if row["closed_at"] else None,
         result=Tally(row["voters"], row["tally"]) if row["closed_at"] else None,
     )

@@ -1,4 +1,4 @@
-"""Claims of a benefit that needs no payment: first come, first served, in order of arrival at Redis.
+"""Claims of a benefit that needs no joining: first come, first served, in order of arrival at Redis.
 
 One script call decides up to 500. The winners' rows are written in one statement before anybody is told;
 then a second, idempotent script counts and announces them. What a crash leaves between the two is settled in
@@ -7,36 +7,28 @@ favour of PostgreSQL: by the same person's repeat, or by `settle`.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 import uuid
-from collections import deque
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from psycopg import Error as SqlError
 
-from commerce.benefits import (
+from commerce.benefit_counters import benefit_keys, claim_digest
+from commerce.benefit_terms import (
     KEPT_MAX,
-    Announcer,
+    TEND_AFTER_CLOSE_S,
     Benefit,
-    Closed,
     FixedTerms,
-    NotLive,
-    Told,
     Transactions,
-    benefit_keys,
-    claim_digest,
-    claim_record,
+    benefit_of,
     may_have,
-    nickname_of,
-    read_terms,
-    shown_name,
 )
+from commerce.benefits import Closed, NotLive
+from commerce.claim_announcer import ClaimAnnouncer, Told, claim_record, nickname_of, shown_name
+from commerce.conditions import Earned, NotEligible, earned_by, judge, no_order
+from commerce.grants import CannotGive, Grants, SendBack
 from commerce.receipts import cores_of, write_receipts
-from commerce.seats import NotEligible
 from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
 from membership.notices import Notices
 from membership.refusal import (
@@ -50,11 +42,10 @@ from membership.refusal import (
 from membership.script import Arg, Script, ScriptLoader
 from membership.transaction import Transaction
 
-log = logging.getLogger(__name__)
-
 BATCH_MAX = 500  # claims in one script call: about 4 ms of the store's one thread
 WAITING_MAX = 50_000  # claims gathered for one benefit; above, come back later
-SPENT_S = 0.25  # a spent quota is answered from memory so long: then a raised one is noticed
+SPENT_S = 0.25  # a spent quota is answered from memory so long: then a raised one is noticed …
+FOLLOWED_S = 5.0  # … and so long, while the state that the node follows says that nothing is left
 SETTLE_AFTER_MS = 2_000  # a decision this old without a row lost its process
 
 
@@ -88,6 +79,12 @@ class Paused(Refusal):
     code = "paused"
 
 
+class NotStarted(Refusal):
+    """The countdown is still running."""
+
+    code = "not_started"
+
+
 _WORDS: dict[str, type[Refusal]] = {
     "sold_out": SoldOut,
     "closed": Closed,
@@ -98,15 +95,18 @@ _WORDS: dict[str, type[Refusal]] = {
 
 
 class _Answer(Struct, frozen=True):
-    """One answer of the deciding script; with a key, its row is to be written."""
+    """One answer of the deciding script; with a key, its row is to be written. `not_started` has ms for rank."""
 
     word: str
     rank: int = 0
     nth: int = 0
     key: str | None = None
+    why: str = ""  # of paused
 
     @classmethod
     def read(cls, answer: bytes) -> _Answer:
+        if answer.startswith(b"paused "):
+            return cls("paused", why=answer.decode().partition(" ")[2])
         word, *rest = answer.decode().split(" ", 3)
         if not rest:
             return cls(word)
@@ -128,22 +128,39 @@ class _Written(Struct, frozen=True):
     """What the tables say after the attempt to write."""
 
     ranks: dict[tuple[MemberId, int], int]  # (member, nth) -> rank
-    returned: set[tuple[MemberId, int]]  # not taken: the same person has it under another id
+    returned: set[tuple[MemberId, int]]  # not taken: the same person has it under another id …
+    why: dict[tuple[MemberId, int], Refusal]  # … or what earned it is gone, or what it brings
     cores: dict[tuple[MemberId, int], str]  # of the receipts
 
 
 class _Spent(Struct):
-    """A quota known to be spent: until when it is believed, and who holds of it."""
+    """A quota known to be spent: who holds of it, and when that was last asked."""
 
     stamp: str
     holders: frozenset[str]
-    until: float
+    asked: float
+
+    def is_believed(self, left: int | None) -> bool:
+        """`left` is what the followed state says; None: nobody follows it here."""
+        age_s = time.monotonic() - self.asked
+        return age_s < SPENT_S or (left is not None and left <= 0 and age_s < FOLLOWED_S)
 
 
 class Claims:
-    def __init__(self, scripts: ScriptLoader, notices: Notices, transactions: Transactions) -> None:
+    """`send_back` sends part of an order's money back, for free orders (Refunds.give)."""
+
+    def __init__(
+        self,
+        scripts: ScriptLoader,
+        notices: Notices,
+        transactions: Transactions,
+        grants: Grants,
+        send_back: SendBack | None = None,
+    ) -> None:
         self._transactions = transactions
-        self._announcer = Announcer(scripts, notices)
+        self._grants = grants
+        self._send_back = send_back
+        self._announcer = ClaimAnnouncer(scripts, notices)
         self._decide: Script = scripts.load("commerce", "claim_benefit")
         self._return: Script = scripts.load("commerce", "return_claims")
         self._sweep: Script = scripts.load("commerce", "sweep_seats")
@@ -151,13 +168,20 @@ class Claims:
         self._spent: dict[BenefitId, _Spent] = {}
 
     async def claim_many(
-        self, show: ShowId, benefit: BenefitId, claims: Sequence[tuple[Actor, str]]
+        self,
+        show: ShowId,
+        benefit: BenefitId,
+        claims: Sequence[tuple[Actor, str]],
+        since: Mapping[MemberId, int] | None = None,
+        left: int | None = None,
     ) -> list[Won | Refusal]:
         """Decide claims (actor, key) in their order; the answers in the same order, winners committed.
 
-        Answers: Won, or Unauthenticated, Forbidden, BadRequest, NotFound, NotEligible, SoldOut,
-        AlreadyClaimed (with rank), Closed, Paused, NotLive, KeyReused, Unavailable (nothing is lost: the
-        same key again completes it).
+        `since` (ms): since when who claims is watching, as the node that has the socket recorded it. `left`:
+        what the state that the node follows says; only a spent quota's memory is asked less often by it.
+        Answers: Won, or Unauthenticated, Forbidden, BadRequest, NotFound, NotEligible (with the condition),
+        NotStarted (with the time left), SoldOut, AlreadyClaimed (with rank), Closed, Paused, NotLive,
+        KeyReused, Unavailable (nothing is lost: the same key again completes it).
         """
         if len(claims) > BATCH_MAX:
             raise ValueError(f"at most {BATCH_MAX} claims a call")
@@ -168,40 +192,48 @@ class Claims:
         answers: list[Won | Refusal | None] = []
         asked: list[int] = []
         for place, (actor, key) in enumerate(claims):
-            early = self._at_the_door(terms, actor, key)
+            early = self._at_the_door(terms, actor, key, left)
             answers.append(early)
             if early is None:
                 asked.append(place)
+        if asked and terms.is_conditional:
+            refused = await self._judged(terms, [_member(claims[place]) for place in asked], since or {})
+            for place in asked:
+                answers[place] = refused.get(_member(claims[place]))
+            asked = [place for place in asked if answers[place] is None]
         if asked:
             decided = await self._ask(terms, [claims[place] for place in asked])
             for place, answer in zip(asked, decided, strict=True):
                 answers[place] = answer
         return [answer for answer in answers if answer is not None]
 
-    async def settle(self, t: Transaction, show: ShowId) -> int:
+    async def settle(self, show: ShowId) -> int:
         """Write decisions whose process died before their row, and tell of rows never told. Returns how many.
 
-        Idempotent; each second or so while a benefit of the show is tended.
+        Idempotent; each second or so while a benefit of the show is tended. Each benefit in a transaction of its
+        own: who holds one's orders and claims never waits for another benefit.
         """
-        found = await t.conn.execute(
-            """
-            SELECT id FROM benefits b WHERE show_id = %s AND needs = 'nothing' AND (
-                status <> 'closed' OR closed_at > now() - interval '1 hour'
-                OR EXISTS (SELECT 1 FROM benefit_claims c
-                           WHERE c.benefit_id = b.id AND c.announced_at IS NULL))
-            ORDER BY id
-            """,
-            [show],
-        )
+        async with self._transactions() as t:
+            found = await t.conn.execute(
+                """
+                SELECT * FROM benefits b WHERE show_id = %s AND needs <> 'join' AND (
+                    status <> 'closed' OR closed_at > now() - make_interval(secs => %s)
+                    OR EXISTS (SELECT 1 FROM benefit_claims c
+                               WHERE c.benefit_id = b.id AND c.announced_at IS NULL))
+                ORDER BY id
+                """,
+                [show, TEND_AFTER_CLOSE_S],
+            )
+            tended = [benefit_of(row) for row in await found.fetchall()]
         settled = 0
-        for row in await found.fetchall():
-            terms = await read_terms(t.conn, BenefitId(str(row["id"])))
-            settled += await self._settle_one(t, terms)
+        for terms in tended:
+            async with self._transactions() as t:
+                settled += await self._settle_one(t, terms)
         return settled
 
     # --- parts ---
 
-    def _at_the_door(self, terms: Benefit, actor: Actor, key: str) -> Refusal | None:
+    def _at_the_door(self, terms: Benefit, actor: Actor, key: str, left: int | None) -> Refusal | None:
         """What needs no race, and the memory of a spent quota. Who may not have it learns nothing of it."""
         if actor.kind != "viewer":
             return Forbidden("A benefit is claimed by a viewer.")
@@ -209,21 +241,31 @@ class Claims:
             return Unauthenticated()
         if not may_have(terms.audience, actor.facts):
             return NotEligible()
-        if terms.needs != "nothing":
-            return NotEligible("This benefit comes with joining.")
+        if terms.needs == "join":
+            return NotEligible("This benefit comes with joining.", condition="join")
         if not 1 <= len(key) <= 64:
             return BadRequest("A claim needs a key of 1 to 64 characters.")
         if not _is_id(actor.member):
             return Unauthenticated()
         spent = self._spent.get(terms.id)
-        if spent is not None and time.monotonic() < spent.until and actor.member not in spent.holders:
+        if spent is not None and actor.member not in spent.holders and spent.is_believed(left):
             return SoldOut()
         return None
+
+    async def _judged(
+        self, terms: Benefit, members: Sequence[MemberId], since: Mapping[MemberId, int]
+    ) -> Mapping[MemberId, Refusal]:
+        """Who may not have it, before anything is decided; everybody, when that cannot be read."""
+        try:
+            async with self._transactions() as t:
+                return await judge(t.conn, terms, members, since)
+        except (SqlError, Unavailable):
+            return {member: Unavailable(retry_ms=1000) for member in members}
 
     async def _ask(self, terms: Benefit, claims: Sequence[tuple[Actor, str]]) -> list[Won | Refusal]:
         spent = self._spent.get(terms.id)
         args: list[Arg] = [terms.id, claim_digest(terms.id), spent.stamp if spent else ""]
-        members = [MemberId(actor.member or "") for actor, _ in claims]
+        members = [_member(claim) for claim in claims]
         for member, (_, key) in zip(members, claims, strict=True):
             args += [member, key]
         try:
@@ -247,10 +289,12 @@ class Claims:
             for (actor, _), member, answer in zip(claims, members, found, strict=True)
             if answer.key is not None
         }
-        written = _Written({}, set(), {})
+        written = _Written({}, set(), {}, {})
         if decided:
             try:
                 written = await self._write_and_tell(terms, int(generation), list(decided.values()))
+            except CannotGive as refusal:
+                written = _Written({}, set(decided), dict.fromkeys(decided, refusal), {})
             except (SqlError, Unavailable):
                 pass  # the ranks stay decided: a repeat or `settle` completes them
         again = [
@@ -262,8 +306,14 @@ class Claims:
         for member, answer in zip(members, found, strict=True):
             place = (member, answer.nth)
             rank = answer.rank if answer.key is None else written.ranks.get(place, 0)
-            if answer.word not in ("won", "already"):
+            if answer.word == "not_started":
+                told.append(NotStarted(retry_ms=answer.rank))
+            elif answer.why:
+                told.append(Paused(f"This is paused: {answer.why}", reason=answer.why))
+            elif answer.word not in ("won", "already"):
                 told.append(_WORDS[answer.word]())
+            elif place in written.why:
+                told.append(written.why[place])
             elif place in written.returned:
                 told.append(AlreadyClaimed())
             elif not rank:
@@ -297,11 +347,16 @@ class Claims:
                 self._spent.pop(next(iter(self._spent)))
             known = _Spent(stamp, frozenset(holder.decode() for holder in holders), 0.0)
             self._spent[benefit] = known
-        known.until = time.monotonic() + SPENT_S
+        known.asked = time.monotonic()
 
     async def _write_and_tell(self, terms: Benefit, generation: int, decided: Sequence[_Decided]) -> _Written:
-        async with self._transactions() as t:
-            return await self._write(t, terms, generation, decided)
+        """Raises CannotGive: then nothing is written, and the ranks are given back."""
+        try:
+            async with self._transactions() as t:
+                return await self._write(t, terms, generation, decided)
+        except CannotGive:
+            await self._give_back(terms, generation, decided)
+            raise
 
     async def _write(
         self, t: Transaction, terms: Benefit, generation: int, decided: Sequence[_Decided]
@@ -310,6 +365,8 @@ class Claims:
 
         The benefit's row is locked before: a beat of another process waits, so that links follow one another.
         """
+        earned = await self._earned(t, terms, decided)
+        wanted = [one for one in decided if (one.member, one.nth) in earned]
         found = await t.conn.execute(
             """
             WITH terms AS (
@@ -317,11 +374,12 @@ class Claims:
                 WHERE id = %(benefit)s AND generation = %(generation)s FOR NO KEY UPDATE
             ), wanted AS (
                 SELECT w.* FROM unnest(%(ids)s::uuid[], %(members)s::uuid[], %(nths)s::integer[],
-                    %(ranks)s::integer[], %(keys)s::text[]) AS w (id, member_id, nth, rank, key)
+                    %(ranks)s::integer[], %(keys)s::text[], %(orders)s::uuid[], %(joined_by)s::uuid[])
+                    AS w (id, member_id, nth, rank, key, order_id, joined_by)
                 JOIN members m ON m.id = w.member_id
             )
-            INSERT INTO benefit_claims (id, benefit_id, member_id, nth, rank, key)
-            SELECT w.id, t.id, w.member_id, w.nth, w.rank, w.key
+            INSERT INTO benefit_claims (id, benefit_id, member_id, nth, rank, key, order_id, joined_by)
+            SELECT w.id, t.id, w.member_id, w.nth, w.rank, w.key, w.order_id, w.joined_by
             FROM wanted w CROSS JOIN terms t
             WHERE w.rank <= t.quota AND NOT EXISTS (
                 SELECT 1 FROM identifiers mine
@@ -338,14 +396,18 @@ class Claims:
             {
                 "benefit": terms.id,
                 "generation": generation,
-                "ids": [new_id() for _ in decided],
-                "members": [one.member for one in decided],
-                "nths": [one.nth for one in decided],
-                "ranks": [one.rank for one in decided],
-                "keys": [one.key for one in decided],
+                "ids": [new_id() for _ in wanted],
+                "members": [one.member for one in wanted],
+                "nths": [one.nth for one in wanted],
+                "ranks": [one.rank for one in wanted],
+                "keys": [one.key for one in wanted],
+                "orders": [next(iter(earned[one.member, one.nth].orders), None) for one in wanted],
+                "joined_by": [earned[one.member, one.nth].joined_by for one in wanted],
             },
         )
-        await write_receipts(t.conn, terms.id, [row["id"] for row in await found.fetchall()])
+        new = [row["id"] for row in await found.fetchall()]
+        await write_receipts(t.conn, terms.id, new)
+        await self._grants.give(t, terms, new, self._send_back)
         found = await t.conn.execute(
             """
             SELECT c.member_id::text AS member, c.nth, c.rank, r.core
@@ -380,17 +442,45 @@ class Claims:
 
             t.after_commit(tell)
         if refused and not stale:
-            args: list[Arg] = [terms.id, generation, "1" if distrust else ""]
-            for one in refused:
-                args += [one.member, one.rank, one.key]
-
-            async def give_back() -> None:
-                self._spent.pop(terms.id, None)
-                await self._return(terms.show, benefit_keys(terms.id), args)
-
-            t.after_commit(give_back)
+            t.after_commit(lambda: self._give_back(terms, generation, refused, distrust=distrust))
         cores = {(MemberId(row["member"]), int(row["nth"])): row["core"] for row in rows if row["core"]}
-        return _Written(ranks, returned, cores)
+        why: dict[tuple[MemberId, int], Refusal] = {
+            place: no_order(terms) for place in returned if place not in earned
+        }
+        return _Written(ranks, returned, why, cores)
+
+    async def _give_back(
+        self, terms: Benefit, generation: int, refused: Sequence[_Decided], *, distrust: bool = False
+    ) -> None:
+        """Ranks that nobody was told come back; with `distrust` the counters are built anew."""
+        self._spent.pop(terms.id, None)
+        args: list[Arg] = [terms.id, generation, "1" if distrust else ""]
+        for one in refused:
+            args += [one.member, one.rank, one.key]
+        await self._return(terms.show, benefit_keys(terms.id), args)
+
+    async def _earned(
+        self, t: Transaction, terms: Benefit, decided: Sequence[_Decided]
+    ) -> dict[tuple[MemberId, int], Earned]:
+        """What earns each of these claims, each order one; where nothing does any more, it is missing."""
+        if not terms.is_conditional:
+            return {(one.member, one.nth): Earned() for one in decided}
+        await t.conn.execute("SELECT 1 FROM benefits WHERE id = %s FOR NO KEY UPDATE", [terms.id])
+        members = [one.member for one in decided]
+        left = await earned_by(t.conn, terms, members)
+        earned: dict[tuple[MemberId, int], Earned] = {}
+        for one in sorted(decided, key=lambda one: one.nth):
+            has = left.get(one.member)
+            if has is None:
+                continue
+            earned[one.member, one.nth] = Earned(orders=has.orders[:1], joined_by=has.joined_by)
+            if terms.needs != "order":
+                continue
+            if len(has.orders) > 1:
+                left[one.member] = Earned(orders=has.orders[1:], joined_by=has.joined_by)
+            else:
+                del left[one.member]
+        return earned
 
     async def _settle_one(self, t: Transaction, terms: Benefit) -> int:
         generation, _, _, _, _, settling = await self._sweep(
@@ -405,64 +495,17 @@ class Claims:
             name = shown_name(await nickname_of(t.conn, member))
             decided.append(_Decided(member, int(rank), int(nth), key, name, claim_record(terms.id, member)))
         if decided:
-            await self._write(t, terms, int(generation), decided[:BATCH_MAX])
+            due = decided[:BATCH_MAX]
+            try:
+                async with t.conn.transaction():
+                    await self._write(t, terms, int(generation), due)
+            except CannotGive:
+                await self._give_back(terms, int(generation), due)
         return len(decided) + await self._announcer.announce_left(t, terms)
 
 
-class TooManyWaiting(Refusal):
-    """Too many are asking at once. Try again in a moment."""
-
-    code: ClassVar[str] = "unavailable"
-
-
-class ClaimGatherer:
-    """Gathers a process's claims while one call for their benefit is in flight: few calls, order kept."""
-
-    def __init__(self, claims: Claims) -> None:
-        self._claims = claims
-        self._waiting: dict[BenefitId, deque[tuple[Actor, str, asyncio.Future[Won | Refusal]]]] = {}
-        self._calls: dict[BenefitId, asyncio.Task[None]] = {}
-
-    async def claim(self, show: ShowId, benefit: BenefitId, actor: Actor, key: str) -> Won:
-        """One claim; raises the Refusal it was answered with."""
-        waiting = self._waiting.setdefault(benefit, deque())
-        if len(waiting) >= WAITING_MAX:
-            raise TooManyWaiting(retry_ms=500)
-        answer: asyncio.Future[Won | Refusal] = asyncio.get_running_loop().create_future()
-        waiting.append((actor, key, answer))
-        if benefit not in self._calls:
-            self._calls[benefit] = asyncio.create_task(self._call(show, benefit))
-        result = await answer
-        if isinstance(result, Refusal):
-            raise result
-        return result
-
-    async def close(self) -> None:
-        """Wait for the calls in flight."""
-        while self._calls:
-            await asyncio.gather(*self._calls.values(), return_exceptions=True)
-
-    async def _call(self, show: ShowId, benefit: BenefitId) -> None:
-        waiting = self._waiting[benefit]
-        batch: list[tuple[Actor, str, asyncio.Future[Won | Refusal]]] = []
-        try:
-            while waiting:
-                batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH_MAX))]
-                claims = [(actor, key) for actor, key, _ in batch]
-                try:
-                    answers = await self._claims.claim_many(show, benefit, claims)
-                except Exception:
-                    log.exception("claims of %s failed", benefit)
-                    answers = [Unavailable(retry_ms=1000) for _ in batch]
-                for (_, _, answer), result in zip(batch, answers, strict=True):
-                    if not answer.done():
-                        answer.set_result(result)
-        finally:  # also when this process is told to stop
-            for _, _, answer in (*batch, *waiting):
-                if not answer.done():
-                    answer.set_result(Unavailable(retry_ms=1000))
-            del self._calls[benefit]
-            del self._waiting[benefit]
+def _member(claim: tuple[Actor, str]) -> MemberId:
+    return MemberId(claim[0].member or "")
 
 
 def _is_id(text: str) -> bool:

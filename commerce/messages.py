@@ -44,7 +44,7 @@ class PlaceOrder(Command, tag="order.place", frozen=True, kw_only=True):
 
 
 class ClaimBenefit(Command, tag="benefit.claim", frozen=True, kw_only=True):
-    """Take one of a benefit that needs no payment. `key` is required."""
+    """Take one of a benefit that needs no joining. `key` is required."""
 
     benefit: IdText
 
@@ -92,8 +92,9 @@ class BenefitOpened(Event, tag="benefit.opened", frozen=True, kw_only=True):
     title: str
     value_fen: int
     quota: int
-    needs: Literal["nothing", "join"]
+    needs: Literal["nothing", "join", "order"]
     confirmed: int
+    starts_at: int | UnsetType = UNSET
     closes_at: int | UnsetType = UNSET
 
 
@@ -168,6 +169,16 @@ class PlanJoined(Event, tag="plan.joined", frozen=True, kw_only=True):
     first: bool
 
 
+class IncidentBegan(Event, tag="incident.began", frozen=True, kw_only=True):
+    """Selling is paused everywhere, for this reason: nothing is given, held or started. Urgent."""
+
+    reason: str
+
+
+class IncidentEnded(Event, tag="incident.ended", frozen=True, kw_only=True):
+    """Selling goes on as it was. Urgent."""
+
+
 class OrderChanged(Struct, tag_field="type", tag="order.changed", frozen=True, kw_only=True):
     """Personal: the state of one's own order. `returning_fen` is money on its way back."""
 
@@ -176,6 +187,15 @@ class OrderChanged(Struct, tag_field="type", tag="order.changed", frozen=True, k
     state: str
     hold_until: int
     returning_fen: int = 0
+
+
+class CaseChanged(Struct, tag_field="type", tag="case.changed", frozen=True, kw_only=True):
+    """Personal: what became of what one asked for after a sale."""
+
+    case: str
+    order: OrderId
+    state: Literal["open", "settled", "declined", "withdrawn"]
+    act: Literal["refund", "decline", "resend"] | None = None
 
 
 class BenefitMissed(Struct, tag_field="type", tag="benefit.missed", frozen=True, kw_only=True):

@@ -16,11 +16,23 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
+from commerce.bundles import parts_of
+from commerce.guards import Guards, NoPromo
 from commerce.messages import CloseReason, OfferClosed, OfferOpened, OfferSoldOut, encoded
-from commerce.prices import MemberDay, NoSuchOffer, OfferRow, PlanTerms, decide, read_offers, read_plans
+from commerce.price_history import PriceHistory
+from commerce.prices import (
+    MemberDay,
+    NoSuchOffer,
+    OfferRow,
+    PlanTerms,
+    decide,
+    read_offers,
+    read_plans,
+)
 from commerce.products import PriceEntry, Product, Products, audience_column, audience_from
 from membership.actor import NOBODY, Actor, Facts, OfferId, ProductId, ShowId, is_id, new_id
 from membership.audience import EVERYONE, Audience, ShowAudiences
+from membership.moment import in_ms
 from membership.page import Page, check_page
 from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 from membership.script import ScriptLoader, json_arg
@@ -35,12 +47,6 @@ class AlreadyOpen(Refusal):
     """This product has an open offer of this kind in this show."""
 
     code = "already_open"
-
-
-class NoPromo(Refusal):
-    """The product is marked no_promo: it is never sold at a flash price."""
-
-    code = "no_promo"
 
 
 class Offer(Struct, frozen=True, kw_only=True):
@@ -65,10 +71,6 @@ class Offer(Struct, frozen=True, kw_only=True):
 
 # The keys of a show that offers and orders share, in the order of their scripts.
 ORDER_KEYS = ("offers", "offer_people", "holds", "holds_unsettled", "orders_told", "buyers")
-
-
-def in_ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
 
 
 def _offer(row: dict[str, Any]) -> Offer:
@@ -109,10 +111,13 @@ class Offers:
         products: Products,
         *,
         member_day: MemberDay | None = None,
+        guards: Guards | None = None,
     ) -> None:
+        self._guards = guards
         self._audiences = audiences
         self._products = products
         self._member_day = member_day
+        self._history = PriceHistory()
         self._admit = scripts.load("commerce", "admit_offer")
         self._open = scripts.load("commerce", "open_offer")
         self._refresh = scripts.load("commerce", "refresh_offer")
@@ -135,13 +140,30 @@ class Offers:
         """Put a product on offer. Viewers see it after the commit.
 
         Raises Forbidden, NoSuchProduct, BadRequest, NoPromo, AlreadyOpen, not_live, Unavailable,
-        TooManyAudiences.
+        TooManyAudiences, and what the guards refuse (guards.py).
         """
         if not actor.may("offer.run"):
             raise Forbidden
+        if self._guards is not None:
+            await self._guards.check_selling(t.conn)
         found = await self._products.get(t.conn, product)
         _check_terms(found, kind, flash_fen, quota, per_person, seconds)
+        if quota is not None:
+            await self._check_quota(t.conn, found, quota)
         audience = _narrowed(found, audience)
+        if self._guards is not None:
+            await self._guards.check_offer(
+                t,
+                actor,
+                show,
+                found.id,
+                kind,
+                flash_fen=flash_fen,
+                quota=quota,
+                per_person=per_person,
+                seconds=seconds,
+                audience=audience,
+            )
         await self._admit(show, [], [kind])
         bit = await self._audiences.bit(show, audience)
         replaced = await self._make_room(t, show) if kind == "pin" else ()
@@ -190,10 +212,11 @@ class Offers:
         return closed[0] if closed else found
 
     async def close_due(self, t: Transaction) -> int:
-        """End every offer whose time is over. For the job."""
+        """End every offer whose time is over; while selling is paused, time stands still. For the job."""
         rows = await (
             await t.conn.execute(
-                "SELECT id FROM offers WHERE status = 'open' AND closes_at <= clock_timestamp() ORDER BY id"
+                "SELECT id FROM offers WHERE status = 'open' AND closes_at <= coalesce("
+                "(SELECT began_at FROM incidents WHERE ended_at IS NULL), clock_timestamp()) ORDER BY id"
             )
         ).fetchall()
         return len(await self._end(t, [row["id"] for row in rows], "time"))
@@ -208,6 +231,32 @@ class Offers:
             )
         ).fetchall()
         return await self._end(t, [row["id"] for row in rows], "show")
+
+    async def lock_open(self, conn: Connection, product: ProductId) -> None:
+        """Lock a product's open offers. Before the product's own row, as who buys takes them."""
+        if not is_id(product):
+            return
+        await conn.execute(
+            "SELECT 1 FROM offers WHERE product_id = %s AND status = 'open' ORDER BY id FOR NO KEY UPDATE",
+            [product],
+        )
+
+    async def close_unfit(self, t: Transaction, product: Product) -> list[Offer]:
+        """End a product's open offers when it is off the shelf, or was narrowed to another audience: what a
+        viewer may not know of goes from open pages too."""
+        rows = await (
+            await t.conn.execute(
+                "SELECT id, audience FROM offers WHERE product_id = %s AND status = 'open' ORDER BY id",
+                [product.id],
+            )
+        ).fetchall()
+        fits = product.status == "on"
+        unfit = [
+            row["id"]
+            for row in rows
+            if not (fits and product.audience in (EVERYONE, audience_from(row["audience"])))
+        ]
+        return await self._end(t, unfit, "staff") if unfit else []
 
     async def get(self, conn: Connection, show: ShowId | None, offer: OfferId) -> Offer:
         """One offer; with `show`, only of that show. Raises NoSuchOffer."""
@@ -247,9 +296,11 @@ class Offers:
         items = tuple(_offer(row) for row in rows[:limit])
         return Page(items, items[-1].id if len(rows) > limit else None)
 
-    async def refresh(self, conn: Connection, show: ShowId) -> int:
+    async def refresh(self, conn: Connection, show: ShowId, *, at: datetime | None = None) -> int:
         """Bring the states of open offers up to date: prices that changed with the clock or the catalogue,
-        stock that ran out or came back. Returns how many changed. For the job, every few seconds."""
+        stock that ran out or came back. Returns how many changed. For the job, every few seconds.
+
+        `at`: as of another moment; left out, the store's clock decides."""
         rows = await (
             await conn.execute(
                 "SELECT id FROM offers WHERE show_id = %s AND status = 'open' AND announced_at IS NOT NULL",
@@ -257,7 +308,7 @@ class Offers:
             )
         ).fetchall()
         changed = 0
-        for telling in await self._tellings(conn, show, [str(row["id"]) for row in rows]):
+        for telling in await self._tellings(conn, show, [str(row["id"]) for row in rows], at):
             no_stock = "1" if telling.no_stock else ""
             changed += int(
                 await self._refresh(
@@ -273,7 +324,7 @@ class Offers:
                 """
                 SELECT * FROM offers
                 WHERE announced_at IS NULL OR (status = 'closed' AND close_announced_at IS NULL)
-                ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
+                ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED
                 """,
                 [limit],
             )
@@ -382,6 +433,25 @@ class Offers:
 
     # --- what is told ---
 
+    async def _check_quota(self, conn: Connection, product: Product, quota: int) -> None:
+        """The open quotas of a product together are never above what is free of it. They reserve nothing: a
+        piece of a quota is had only while a piece of the stock is."""
+        # Two offers opened at once take turns, so that the second counts the first.
+        await conn.execute("SELECT 1 FROM products WHERE id = %s FOR NO KEY UPDATE", [product.id])
+        row = await (
+            await conn.execute(
+                """
+                SELECT free_pieces(p) - (
+                    SELECT coalesce(sum(o.quota - o.taken), 0) FROM offers o
+                    WHERE o.product_id = p.id AND o.status = 'open' AND o.quota IS NOT NULL) AS left
+                FROM products p WHERE p.id = %s
+                """,
+                [product.id],
+            )
+        ).fetchone()
+        if row is None or quota > row["left"]:
+            raise BadRequest("the quota is above the free stock")
+
     async def _make_room(self, t: Transaction, show: ShowId) -> tuple[OfferId, ...]:
         """With three pins open, the oldest makes way: the host presses one key, not two."""
         rows = await (
@@ -402,10 +472,14 @@ class Offers:
         rows = await (
             await t.conn.execute(
                 """
-                UPDATE offers SET status = 'closed', closed_at = clock_timestamp(), close_reason = %s
-                WHERE status = 'open' AND id = ANY(%s::uuid[]) RETURNING *
+                WITH locked AS MATERIALIZED (
+                    SELECT id FROM offers WHERE status = 'open' AND id = ANY(%s::uuid[])
+                    ORDER BY id FOR NO KEY UPDATE
+                )
+                UPDATE offers o SET status = 'closed', closed_at = clock_timestamp(), close_reason = %s
+                FROM locked WHERE o.id = locked.id AND o.status = 'open' RETURNING o.*
                 """,
-                [reason, list(offers)],
+                [list(offers), reason],
             )
         ).fetchall()
         closed = []
@@ -444,34 +518,52 @@ class Offers:
         event = OfferClosed(offer=offer.id, reason=offer.close_reason or "staff")
         await self._close(offer.show, ["offers"], [offer.id, bit, encoded(event)])
 
-    async def _tellings(self, conn: Connection, show: ShowId, offers: Sequence[str]) -> list[_Telling]:
+    async def _tellings(
+        self, conn: Connection, show: ShowId, offers: Sequence[str], at: datetime | None = None
+    ) -> list[_Telling]:
         if not offers:
             return []
         found = await read_offers(conn, show, offers)
         products = sorted({row.product.id for row in found.values()})
         entries = await self._products.prices(conn, products)
+        bundles = await parts_of(conn, [row.product.id for row in found.values() if row.product.bundle])
         _, plan = await read_plans(conn, NOBODY)
         clock = await (
             await conn.execute(
                 """
                 SELECT clock_timestamp() AS now, array(
-                    SELECT DISTINCT l.product_id::text FROM order_lines l JOIN orders d ON d.id = l.order_id
-                    WHERE d.state = 'placed' AND l.product_id = ANY(%s::uuid[])
+                    SELECT p.id::text FROM unnest(%s::uuid[]) AS p (id) WHERE EXISTS (
+                        SELECT 1 FROM orders d JOIN order_pieces w ON w.order_id = d.id
+                        WHERE w.product_id = p.id AND w.state = 'taken' AND d.state = 'placed')
                 ) AS held
                 """,
-                [products],
+                [[*products, *(part.product for parts in bundles.values() for part in parts)]],
             )
         ).fetchone()
         assert clock is not None
+        now: datetime = at or clock["now"]
+        was_fen = await self._history.paid_before(
+            conn, {row.product.id: row.opened_at for row in found.values() if row.kind == "flash"}
+        )
         tellings = []
         for row in found.values():
             bit = await self._member_price_bit(show, row)
-            card, member_card = self._card(row, entries[row.product.id], plan, clock["now"])
+            card, member_card = self._card(row, entries[row.product.id], plan, now)
+            if row.flash_fen is not None and was_fen.get(row.product.id, 0) > row.flash_fen:
+                card["was_fen"] = was_fen[row.product.id]  # a cut for a limited time may strike this through
+            inside = bundles.get(row.product.id, ())
+            if inside:
+                card["product"]["parts"] = [
+                    {"name": part.name, "quantity": part.quantity, "unit": part.unit}
+                    for part in inside
+                    if part.audience in (EVERYONE, row.audience)
+                ]
             parts = [{"a": row.audience_bit, "d": card, "counts": ["held", "sold"]}]
             if bit is not None and member_card:
                 parts.append({"a": bit, "d": member_card})
             gone = [{**parts[0], "d": {**card, "status": "sold_out"}}, *parts[1:]]
-            no_stock = row.product.stock == 0 and row.product.id not in clock["held"]
+            may_come_back = {row.product.id, *(part.product for part in inside)} & set(clock["held"])
+            no_stock = row.product.free <= 0 and not may_come_back
             tellings.append(_Telling(row, json_arg(parts), json_arg(gone), no_stock))
         return tellings
 
@@ -514,6 +606,13 @@ class Offers:
             card["per_person"] = row.per_person
         if row.ends_at is not None:
             card["closes_at"] = in_ms(row.ends_at)
+        if product.stock_mode != "on_order":
+            card["stock_mode"] = product.stock_mode
+        if product.stock_mode == "presale" and product.ship_by is not None:
+            card["ship_by"] = product.ship_by.isoformat()
+        for name in ("max_per_member", "max_per_household"):
+            if (most := getattr(product, name)) is not None:
+                card["product"].update({name: most, "limit_days": product.limit_days})
         member_card: dict[str, Any] = {}
         if plan is not None:
             as_member = Facts(registered=True, plans=frozenset({plan.id}))
@@ -537,6 +636,11 @@ def order_lock(member: str, key: str) -> str:
     """What an order's transaction locks: two commands of one key wait for each other, and a hold whose lock
     is free belongs to no transaction that may yet commit."""
     return f"order:{member}:{key}"
+
+
+def buyer_lock(member: str) -> str:
+    """What placing locks beside it: one order of a member at a time, whatever its key."""
+    return f"orders:{member}"
 
 
 def _text(number: int | None) -> str:
@@ -576,10 +680,10 @@ def _check_terms(
             raise BadRequest("a pin has no flash price and no quota")
         return
     if product.no_promo:
-        raise NoPromo
+        raise NoPromo.of(product.id, product.name, "a flash sale")
     if flash_fen is None or quota is None or seconds is None:
         raise BadRequest("a flash offer needs flash_fen, quota and seconds")
     if not 1 <= flash_fen < product.list_fen:
         raise BadRequest("flash_fen must be below the list price")
-    if quota > product.stock:
+    if quota > product.free:
         raise BadRequest("the quota is above the free stock")

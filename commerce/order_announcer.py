@@ -17,11 +17,12 @@ import msgspec
 from msgspec import Struct
 
 from commerce.messages import OrderChanged, OrderPaid, OrderPlaced, PlanJoined, encoded
-from commerce.offers import ORDER_KEYS, in_ms, order_lock
+from commerce.offers import ORDER_KEYS, order_lock
 from commerce.order_book import State
 from commerce.pieces import Pieces
 from membership.actor import MemberId, OfferId, OrderId, ProductId, ShowId
 from membership.behaviour import Kind, Record, encode
+from membership.moment import in_ms
 from membership.notices import Notices
 from membership.refusal import Unavailable
 from membership.script import Arg, ScriptLoader
@@ -82,6 +83,11 @@ class OrderAnnouncer:
         """After the commit, tell of this step. Call it when all rows are written."""
         for telling in await self._tellings(t.conn, orders):
             t.after_commit(lambda telling=telling: self._tell(telling, step))  # type: ignore[misc]
+
+    async def tell_buyer_after(self, t: Transaction, order: OrderId) -> None:
+        """After the commit, tell the buyer alone how the order stands."""
+        for telling in await self._tellings(t.conn, [order]):
+            t.after_commit(lambda telling=telling: self._tell_buyer(telling))  # type: ignore[misc]
 
     # --- for the job ---
 
@@ -272,6 +278,9 @@ class OrderAnnouncer:
                 args += ["", 0, 0, _plan_event(telling, step), _plan_record(telling, step)]
             if not int(await self._announce(telling.show, ORDER_KEYS, args)):
                 return
+        await self._tell_buyer(telling)
+
+    async def _tell_buyer(self, telling: _Telling) -> None:
         changed = OrderChanged(
             order=telling.order,
             kind=telling.kind,
@@ -286,7 +295,7 @@ class OrderAnnouncer:
 def _line_event(telling: _Telling, line: _Line, step: Step) -> bytes:
     kind: type[OrderPlaced] | type[OrderPaid]
     match step:
-        case "placed" if telling.state in ("placed", "paid"):
+        case "placed" if telling.state in ("placed", "paid", "fulfilled"):
             kind = OrderPlaced
         case "paid":
             kind = OrderPaid

@@ -1,41 +1,40 @@
 """Orders: pieces held for ten minutes, then paid, cancelled or expired.
 
 placed → paid → refunded, or placed → cancelled | expired. The road of a purchase: the signed quote gives the
-price (prices.py), the pieces are held and the stock is taken (pieces.py), the row is written here, and after
-the commit the show is told (order_announcer.py). Reading orders is in order_book.py.
+price (quotes.py), the row is written here and its lines beside it (order_lines.py), coupons and points are taken
+(spending.py), the pieces are held and the stock is taken (pieces.py), and after the commit the show is told
+(order_announcer.py). Reading orders is in order_book.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 from psycopg.types.json import Jsonb
 
+from commerce.basket import basket_of
+from commerce.coupons import Coupons, CouponUsed
+from commerce.discounts import work_out
+from commerce.freight import NotCovered
+from commerce.guards import Guards
+from commerce.limits import check_again, check_limits, household_of
 from commerce.messages import PlaceOrder
-from commerce.offers import in_ms, order_lock
+from commerce.offers import buyer_lock, order_lock
 from commerce.order_announcer import UNTOLD_S, OrderAnnouncer, Step, Transactions
-from commerce.order_book import LockedOrder, NoSuchOrder, Order, OrderBook, State, owns
+from commerce.order_book import PAID, LockedOrder, NoSuchOrder, Order, OrderBook, State, owns
+from commerce.order_lines import lower_lines, paid_by_product, read_goods, write_lines
 from commerce.pieces import LimitReached, Pieces, ReservedOut, SoldOut
-from commerce.prices import (
-    CANDIDATE_KINDS,
-    Candidate,
-    CandidateKind,
-    OfferEnded,
-    OfferRow,
-    PriceChanged,
-    Priced,
-    PricedLines,
-    Promise,
-    PromisedLine,
-    Quotes,
-    checked_lines,
-)
+from commerce.prices import OfferEnded, PriceChanged
+from commerce.products import Product
+from commerce.quotes import Promise, Quotes, checked_lines
 from commerce.seats import Seats, SeatStatus
+from commerce.spending import ENDED, REFUNDED, Spending
 from membership.actor import (
     Actor,
     AddressId,
@@ -47,11 +46,13 @@ from membership.actor import (
     new_id,
 )
 from membership.addresses import Addresses
+from membership.campaigns import bases
 from membership.members import mask_name
+from membership.moment import in_ms
 from membership.notices import Notices
 from membership.personal import Personal
 from membership.plans import NoSuchPlan, Plans
-from membership.points import Points
+from membership.points import NotEnoughPoints, Points
 from membership.refusal import (
     BadRequest,
     KeyReused,
@@ -64,6 +65,7 @@ from membership.transaction import Connection, Transaction
 __all__ = [
     "PERSONAL_OF_ORDERS",
     "LockedOrder",
+    "Lost",
     "NoSuchOrder",
     "NotPaid",
     "Order",
@@ -73,15 +75,16 @@ __all__ = [
 ]
 
 HOLD_S = 600  # set once, never renewed
+Lost = Literal["no_stock", "limit_reached", "discount_gone"]  # why money came for nothing
 RETURN_WINDOW = timedelta(days=7)  # points are pending until it ends
 PLACED_MAX = 20  # unpaid orders of one member at a time
 
 PERSONAL_OF_ORDERS = (
     Personal(
         "orders",
-        ("address", "shown_name"),
-        "UPDATE orders SET shown_name = '', address = CASE WHEN address IS NOT NULL THEN '{}'::jsonb END"
-        " WHERE member_id = %(member)s",
+        ("address", "shown_name", "household"),
+        "UPDATE orders SET shown_name = '', household = NULL,"
+        " address = CASE WHEN address IS NOT NULL THEN '{}'::jsonb END WHERE member_id = %(member)s",
     ),
 )
 
@@ -110,18 +113,6 @@ class Placed(Struct, frozen=True, kw_only=True):
     seat: SeatStatus | None = None
 
 
-class _Bought(Struct, frozen=True):
-    """One line with the price it is ordered at."""
-
-    row: OfferRow
-    quantity: int
-    unit_fen: int
-    winner: CandidateKind
-    candidates: tuple[Candidate, ...]
-    piece: bool
-    gift: bool
-
-
 class Orders(OrderBook):
     """Places orders and takes them through their states."""
 
@@ -131,15 +122,21 @@ class Orders(OrderBook):
         quotes: Quotes,
         plans: Plans,
         points: Points,
+        coupons: Coupons,
         notices: Notices,
         addresses: Addresses,
         seats: Seats,
         *,
         hold_s: int = HOLD_S,
+        secret: str = "",
+        guards: Guards | None = None,
     ) -> None:
+        self._guards = guards
+        self._household_key = hmac.digest(secret.encode(), b"companion household", hashlib.sha256)
         self._quotes = quotes
         self._plans = plans
         self._points = points
+        self._spending = Spending(coupons, points)
         self._addresses = addresses
         self._seats = seats
         self._hold_s = hold_s
@@ -152,7 +149,8 @@ class Orders(OrderBook):
         """Order the quoted lines: all of them or none, at the lower of the quote and now.
 
         Raises Unauthenticated, BadRequest (also: a forged quote, somebody else's), PriceChanged (expired, or
-        other lines than quoted), KeyReused, NoSuchAddress, SoldOut, ReservedOut, LimitReached, Unavailable.
+        other lines than quoted), KeyReused, NoSuchAddress, CouponUsed, NotEnoughPoints, SoldOut, ReservedOut,
+        LimitReached, Unavailable. With nothing to pay it is paid at once.
         """
         member = _member(actor)
         key = _key(command.key)
@@ -161,32 +159,50 @@ class Orders(OrderBook):
         again = await self._again(t.conn, member, key, body)
         if again is not None:
             return again
+        if self._guards is not None:
+            await self._guards.check_selling(t.conn)
         promise = self._quotes.verify(command.quote)
         _check_promise(promise, member, show, command)
         address = await self._addresses.get(t.conn, member, AddressId(command.address))
         priced = await self._quotes.price(
             t.conn, actor.facts, show, [line.offer for line in promise.lines], quoted=True
         )
-        bought = [_bought(priced, line, actor) for line in promise.lines]
-        if any(each.row.product.status != "on" for each in bought):
+        if any(row.product.status != "on" for row in priced.offers.values()):
             raise OfferEnded("the product was taken off the shelf")
-        goods_fen = sum(each.unit_fen * each.quantity for each in bought)
         free_plan = priced.plan is not None and priced.plan.free_freight
-        freight_fen = min(promise.freight_fen, self._quotes.freight.of(goods_fen, free_plan))
-        await self._one_at_a_time(t.conn, member)
+        sending = await self._quotes.freight.row(t.conn, address.region)
+        if not sending.covered:
+            raise NotCovered
+        dates = promise.dates
+        if sending.region != promise.sent_to:  # quoted without this address
+            dates = self._quotes.freight.promised(sending, priced.now)
+            goods_fen = sum(line.unit_fen * line.quantity for line in promise.lines)
+            if sending.of(goods_fen, free_plan or promise.free_freight) > promise.freight_list_fen:
+                raise PriceChanged("sending there costs more; ask for a new quote with this address")
+        coupons = await self._spending.named(t.conn, member, promise.coupons)
+        basket = basket_of(priced, promise, actor, coupons, sending, free_plan=free_plan)
+        await self.one_at_a_time(t.conn, member)
         await self._check_placed(t.conn, member)
+        needs = await self._pieces.needs(t.conn, [(each.row.product, each.quantity) for each in basket.lines])
+        household = household_of(address.region, address.detail, self._household_key)
+        await check_limits(t.conn, member, household, needs.limits)
 
         order = OrderId(new_id())
-        held = {each.row.id: each.quantity for each in bought if each.piece}
-        await self._pieces.hold(t, show, order, member, key, held)
+        judged = await self._quotes.campaigns.judged(
+            t.conn, actor.facts, list(basket.money_by_product()), priced.now
+        )
+        await self._pieces.hold(t, show, order, member, key, basket.pieces())
         row = await (
             await t.conn.execute(
                 """
                 INSERT INTO orders (id, kind, member_id, show_id, key, body_digest, shown_name, currency,
-                    goods_fen, freight_fen, total_fen, points_bonus_percent, address, placed_at, hold_until)
+                    goods_fen, coupon_fen, points_fen, freight_fen, freight_list_fen, total_fen,
+                    points_bonus_percent, points_campaigns, address, promised_from, promised_until,
+                    household, priority, placed_at, hold_until)
                 SELECT %(id)s, 'goods', %(member)s, %(show)s, %(key)s, %(body)s, %(name)s, %(currency)s,
-                    %(goods_fen)s, %(freight_fen)s, %(total_fen)s, %(bonus)s, %(address)s,
-                    now.at, now.at + make_interval(secs => %(hold_s)s)
+                    %(goods_fen)s, %(coupon_fen)s, %(points_fen)s, %(freight_fen)s, %(freight_list_fen)s,
+                    %(total_fen)s, %(bonus)s, %(campaigns)s, %(address)s, %(from)s, %(until)s,
+                    %(household)s, %(priority)s, now.at, now.at + make_interval(secs => %(hold_s)s)
                 FROM (SELECT clock_timestamp() AS at) now
                 RETURNING hold_until
                 """,
@@ -198,29 +214,38 @@ class Orders(OrderBook):
                     "body": body,
                     "name": mask_name(actor.name),
                     "currency": self._quotes.currency,
-                    "goods_fen": goods_fen,
-                    "freight_fen": freight_fen,
-                    "total_fen": goods_fen + freight_fen,
+                    "goods_fen": basket.goods_fen,
+                    "coupon_fen": basket.coupon_fen,
+                    "points_fen": basket.points,
+                    "freight_fen": basket.freight_fen,
+                    "freight_list_fen": sending.of(basket.goods_fen, free_plan=False),
+                    "total_fen": basket.total_fen,
                     "bonus": await self._plans.points_bonus_percent(t.conn, member),
+                    "campaigns": Jsonb(msgspec.to_builtins([each.holding for each in judged if each.counts])),
                     "address": Jsonb(msgspec.to_builtins(address)),
+                    "from": None if dates is None else dates[0],
+                    "until": None if dates is None else dates[1],
+                    "household": household,
+                    "priority": any(_early(each.row.product, priced.now) for each in basket.lines),
                     "hold_s": self._hold_s,
                 },
             )
         ).fetchone()
         assert row is not None
-        await self._write_lines(t.conn, order, bought)
+        await write_lines(t.conn, order, basket)
+        await self._spending.take(t, member, order, basket.coupons, basket.points)
+        await self._spending.note(t.conn, order, basket.coupons)
         # Last before the commit: these rows are what buyers of one product queue for.
-        wanted: dict[str, int] = {}
-        for each in bought:
-            wanted[each.row.product.id] = wanted.get(each.row.product.id, 0) + each.quantity
-        pieces = {each.row.id: each.quantity for each in bought if each.piece and each.row.quota is not None}
-        await self._pieces.take(t.conn, order, pieces, wanted)
+        quotas = {row.id for row in priced.offers.values() if row.quota is not None}
+        pieces = {offer: count for offer, count in basket.pieces().items() if offer in quotas}
+        await self._pieces.take(t.conn, order, pieces, needs.takes)
         await self._announcer.tell_after(t, [order], "placed")
+        paid = basket.total_fen == 0 and await self.pay_nothing(t, order)
         return Placed(
             order=order,
             kind="goods",
-            state="placed",
-            total_fen=goods_fen + freight_fen,
+            state="paid" if paid else "placed",
+            total_fen=basket.total_fen,
             currency=self._quotes.currency,
             hold_until=in_ms(row["hold_until"]),
         )
@@ -240,10 +265,12 @@ class Orders(OrderBook):
         if again is not None:
             seat = await self._seat(t, actor, show) if again.state == "placed" else None
             return msgspec.structs.replace(again, seat=seat)
+        if self._guards is not None and show is not None:
+            await self._guards.check_selling(t.conn)  # who joined now would miss the seat
         found = await self._plans.get(t.conn, plan)
         if not found.on_sale:
             raise NoSuchPlan
-        await self._one_at_a_time(t.conn, member)
+        await self.one_at_a_time(t.conn, member)
         open_row = await (
             await t.conn.execute(
                 """
@@ -340,72 +367,83 @@ class Orders(OrderBook):
                 )
             return total
         assert order.show is not None
-        rows = await (
-            await t.conn.execute(
-                "SELECT position, offer_id, quantity, unit_fen FROM order_lines"
-                " WHERE order_id = %s AND kind = 'goods' ORDER BY position",
-                [order.id],
-            )
-        ).fetchall()
-        offers = [OfferId(str(row["offer_id"])) for row in rows]
-        priced = await self._quotes.price(t.conn, actor.facts, order.show, offers, quoted=True)
-        goods_fen = 0
-        for row, offer in zip(rows, offers, strict=True):
-            candidates = priced.prices[offer].candidates
-            lowest = _lowest_without_flash(candidates)
-            unit_fen = int(row["unit_fen"])
-            if lowest.unit_fen < unit_fen:
-                unit_fen = lowest.unit_fen
+        goods_lines = await read_goods(t.conn, order.id)
+        priced = await self._quotes.price(
+            t.conn, actor.facts, order.show, [line.offer for line in goods_lines], quoted=True
+        )
+        lines = [line.beside(priced) for line in goods_lines]
+        noted = await self._spending.noted(t.conn, order.id)
+        coupons = await self._spending.named(t.conn, order.member, noted)
+        free_plan = priced.plan is not None and priced.plan.free_freight
+        sending = await self._quotes.freight.row(t.conn, order.region)
+        freight_off_fen = sum(each.off_fen for each in noted if each.kind == "freight")
+        goods = [line.goods for line in lines]
+        freight_fen = min(
+            order.freight_fen + freight_off_fen,
+            sending.of(sum(line.line_fen for line in goods), free_plan),
+        )
+        discount = work_out(goods, freight_fen, coupons, order.points_fen)
+        # A lower price can cost a coupon its threshold: what is to pay never rises by it.
+        if discount.total_fen > order.total_fen:
+            return order.total_fen
+        await lower_lines(t.conn, order.id, lines, discount)
+        await self._spending.lower(t, order.id, noted, order.points_fen, discount)
+        return discount.total_fen
+
+    async def take_due(self, t: Transaction, order: LockedOrder) -> Lost | None:
+        """For money that came: use the coupons, take what is due with the payment, and what an expired order gave
+        back. All of it or nothing; what has been taken stays so. Returns why not, or None.
+
+        An order that had ended did not count against the limits of its products: it is counted again.
+        """
+        quotas: dict[OfferId, int] = {}
+        await self.one_at_a_time(t.conn, order.member)
+        if order.state == "expired":
+            rows = await (
                 await t.conn.execute(
                     """
-                    UPDATE order_lines SET unit_fen = %(unit)s, line_fen = %(unit)s * quantity,
-                        winner = %(winner)s, candidates = %(candidates)s
-                    WHERE order_id = %(order)s AND position = %(position)s
+                    SELECT l.offer_id::text AS offer, l.quantity FROM order_lines l
+                    JOIN offers o ON o.id = l.offer_id
+                    WHERE l.order_id = %s AND l.kind = 'goods' AND l.piece AND o.quota IS NOT NULL
                     """,
-                    {
-                        "unit": unit_fen,
-                        "winner": lowest.kind,
-                        "candidates": Jsonb(msgspec.to_builtins(candidates)),
-                        "order": order.id,
-                        "position": row["position"],
-                    },
+                    [order.id],
                 )
-            goods_fen += unit_fen * row["quantity"]
-        free_plan = priced.plan is not None and priced.plan.free_freight
-        freight_fen = min(order.freight_fen, self._quotes.freight.of(goods_fen, free_plan))
-        await t.conn.execute(
-            "UPDATE orders SET goods_fen = %(goods)s::bigint, freight_fen = %(freight)s::bigint,"
-            " total_fen = %(goods)s::bigint + %(freight)s::bigint WHERE id = %(id)s",
-            {"goods": goods_fen, "freight": freight_fen, "id": order.id},
-        )
-        return goods_fen + freight_fen
-
-    async def take_again(self, t: Transaction, order: LockedOrder) -> bool:
-        """For late money: take the expired order's stock and quota once more; all of it or nothing."""
-        rows = await (
-            await t.conn.execute(
-                """
-                SELECT l.offer_id::text AS offer, l.product_id::text AS product, l.quantity,
-                       l.piece AND o.quota IS NOT NULL AS counted
-                FROM order_lines l JOIN offers o ON o.id = l.offer_id
-                WHERE l.order_id = %s AND l.kind = 'goods'
-                """,
-                [order.id],
-            )
-        ).fetchall()
-        wanted: dict[str, int] = {}
-        for row in rows:
-            wanted[row["product"]] = wanted.get(row["product"], 0) + row["quantity"]
+            ).fetchall()
+            quotas = {OfferId(row["offer"]): row["quantity"] for row in rows}
+            try:
+                await check_again(t.conn, order.member, order.id)
+            except LimitReached:
+                return "limit_reached"
+        told = len(t.committed)
         try:
             async with t.conn.transaction():  # a savepoint: the order's row is locked already
-                await self._pieces.take(
-                    t.conn,
-                    order.id,
-                    {OfferId(row["offer"]): row["quantity"] for row in rows if row["counted"]},
-                    wanted,
-                )
+                if order.state == "expired":
+                    await self._spending.take_again(t, order.member, order.id, order.points_fen)
+                await self._spending.use(t, order.id)  # before any row of stock (docs/decisions/locks.md)
+                await self._pieces.take_due(t.conn, order.id, quotas)
         except (SoldOut, ReservedOut):
-            return False
+            del t.committed[told:]  # nobody is told of points that were not taken after all
+            return "no_stock"
+        except (CouponUsed, NotEnoughPoints):
+            return "discount_gone"
+        return None
+
+    async def lose(self, t: Transaction, order: LockedOrder) -> None:
+        """The money came, and what is paid first was gone: the order ends, and what it held comes back."""
+        if order.state == "placed":
+            await self._close(t, [order.id], "expired")
+
+    async def pay_nothing(self, t: Transaction, order: OrderId) -> bool:
+        """There is nothing to pay: the order is paid in this transaction, without a provider.
+
+        What is only taken when the money comes is taken now. Raises SoldOut: then there is no order either.
+        """
+        locked = await self.lock(t.conn, order)
+        assert locked is not None
+        if await self.take_due(t, locked) is not None:
+            raise SoldOut
+        await self.mark_paid(t, locked)
+        await self._announcer.tell_after(t, [order], "paid")
         return True
 
     async def mark_paid(self, t: Transaction, order: LockedOrder) -> None:
@@ -423,25 +461,46 @@ class Orders(OrderBook):
         if row is None:
             raise OrderClosed
         if order.kind == "goods":
+            paid_fen = await paid_by_product(t.conn, order.id)
+            percents, money = bases(order.points_campaigns, paid_fen)
             await self._points.earn_for_goods(
                 t,
                 order.member,
                 order.id,
-                order.goods_fen,
+                sum(paid_fen.values()),
                 order.points_bonus_percent,
                 row["paid_at"] + RETURN_WINDOW,
+                percents,
+                money,
             )
 
     async def mark_refunded(self, t: Transaction, order: LockedOrder) -> None:
-        """Paid → refunded. The points it earned are taken back; sold pieces do not return to a quota."""
+        """Paid → refunded. The points it earned are taken back; coupons, and points that were spent and not
+        given back yet, return to the buyer; sold pieces do not return to a quota."""
         changed = await t.conn.execute(
             "UPDATE orders SET state = 'refunded', closed_at = clock_timestamp()"
+            " WHERE id = %s AND state = ANY(%s)",
+            [order.id, list(PAID)],
+        )
+        if not changed.rowcount:
+            raise NotPaid
+        await self._points.lock(t, order.member)  # before the coupons
+        await self._spending.free(t, [order.id], REFUNDED)
+        await self._points.reverse(t, f"order:{order.id}", part=REFUNDED)
+
+    async def mark_fulfilled(self, t: Transaction, order: LockedOrder) -> None:
+        """Paid → fulfilled: the first parcel is on its way."""
+        changed = await t.conn.execute(
+            "UPDATE orders SET state = 'fulfilled', fulfilled_at = clock_timestamp()"
             " WHERE id = %s AND state = 'paid'",
             [order.id],
         )
         if not changed.rowcount:
             raise NotPaid
-        await self._points.reverse(t, f"order:{order.id}")
+
+    async def tell_buyer_after(self, t: Transaction, order: OrderId) -> None:
+        """After the commit, tell the buyer alone how the order stands: sent, or refunded in part."""
+        await self._announcer.tell_buyer_after(t, order)
 
     async def tell_after(self, t: Transaction, order: OrderId, step: Step) -> None:
         """After the commit, tell the show and the member of this step. Call it when all rows are written."""
@@ -484,9 +543,9 @@ class Orders(OrderBook):
             raise KeyReused
         return _placed(row, None)
 
-    async def _one_at_a_time(self, conn: Connection, member: MemberId) -> None:
+    async def one_at_a_time(self, conn: Connection, member: MemberId) -> None:
         """Two taps at once with two keys: the second sees the first's order, open or counted."""
-        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"orders:{member}"])
+        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [buyer_lock(member)])
 
     async def _check_placed(self, conn: Connection, member: MemberId) -> None:
         row = await (
@@ -497,53 +556,6 @@ class Orders(OrderBook):
         if row is not None and row["placed"] >= PLACED_MAX:
             raise LimitReached
 
-    async def _write_lines(self, conn: Connection, order: OrderId, bought: Sequence[_Bought]) -> None:
-        rows: list[dict[str, Any]] = []
-        for each in bought:
-            product = each.row.product
-            rows.append(
-                {
-                    "order": order,
-                    "position": len(rows) + 1,
-                    "kind": "goods",
-                    "offer": each.row.id,
-                    "product": product.id,
-                    "name": product.name,
-                    "quantity": each.quantity,
-                    "unit_fen": each.unit_fen,
-                    "line_fen": each.unit_fen * each.quantity,
-                    "gift_value_fen": 0,
-                    "winner": each.winner,
-                    "candidates": Jsonb(msgspec.to_builtins(each.candidates)),
-                    "piece": each.piece,
-                }
-            )
-            if each.gift:
-                rows.append(
-                    {
-                        **rows[-1],
-                        "position": len(rows) + 1,
-                        "kind": "gift",
-                        "name": product.gift_text,
-                        "unit_fen": 0,
-                        "line_fen": 0,
-                        "gift_value_fen": product.gift_value_fen,
-                        "winner": "gift",
-                        "candidates": Jsonb([]),
-                        "piece": False,
-                    }
-                )
-        async with conn.cursor() as cursor:
-            await cursor.executemany(
-                """
-                INSERT INTO order_lines (order_id, position, kind, offer_id, product_id, name, quantity,
-                    unit_fen, line_fen, gift_value_fen, winner, candidates, piece)
-                VALUES (%(order)s, %(position)s, %(kind)s, %(offer)s, %(product)s, %(name)s, %(quantity)s,
-                    %(unit_fen)s, %(line_fen)s, %(gift_value_fen)s, %(winner)s, %(candidates)s, %(piece)s)
-                """,
-                rows,
-            )
-
     async def _close(
         self, t: Transaction, orders: Sequence[OrderId], state: Literal["cancelled", "expired"]
     ) -> None:
@@ -553,6 +565,7 @@ class Orders(OrderBook):
             "UPDATE orders SET state = %s, closed_at = clock_timestamp() WHERE id = ANY(%s::uuid[])",
             [state, list(orders)],
         )
+        await self._spending.free(t, orders, ENDED)
         await self._pieces.give_back(conn, orders)
         seats = await (
             await conn.execute(
@@ -604,30 +617,9 @@ def _check_promise(promise: Promise, member: MemberId, show: ShowId, command: Pl
             raise PriceChanged("these are not the quoted lines; ask for a new quote")
 
 
-def _lowest_without_flash(candidates: Sequence[Candidate]) -> Candidate:
-    return min(
-        (each for each in candidates if each.kind != "flash"),
-        key=lambda each: (each.unit_fen, CANDIDATE_KINDS.index(each.kind)),
-    )
-
-
-def _bought(priced: PricedLines, promised: PromisedLine, actor: Actor) -> _Bought:
-    """The lower of the quote and now; but a flash price only where it was quoted."""
-    row, now = priced.offers[promised.offer], priced.prices[promised.offer]
-    price = Priced(promised.unit_fen, promised.winner, promised.candidates, promised.winner == "flash")
-    lowest = _lowest_without_flash(now.candidates)
-    if lowest.unit_fen < price.unit_fen or (price.flash_used and lowest.unit_fen == price.unit_fen):
-        price = Priced(lowest.unit_fen, lowest.kind, now.candidates, False)
-    product = row.product
-    return _Bought(
-        row,
-        promised.quantity,
-        price.unit_fen,
-        price.winner,
-        price.candidates,
-        price.flash_used if row.kind == "flash" else True,
-        product.gift_text is not None and (promised.gift or product.gift_audience.has(actor.facts)),
-    )
+def _early(product: Product, now: datetime) -> bool:
+    """Ordered before everybody may: such orders are sent first."""
+    return product.on_sale_at is not None and now < product.on_sale_at
 
 
 def _placed(row: dict[str, Any], seat: SeatStatus | None) -> Placed:

@@ -1,31 +1,24 @@
-"""Prices: one rounding function, one decision, and quotes that are signed and explain themselves.
+"""Prices: one rounding function and one decision.
 
 The lowest candidate wins; candidates never multiply, and none can raise a price. A flash piece is used only
-when the flash price is below every other candidate. A quote promises the price for up to ten minutes, across
-midnight, a lapsed plan and the offer's end; it promises no stock.
+when the flash price is below every other candidate. Promises of prices are in quotes.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, tzinfo
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from datetime import datetime, tzinfo
+from typing import Literal, Protocol
 from zoneinfo import ZoneInfo
 
-import jwt
-import msgspec
 from msgspec import Struct
 
-from commerce.messages import LINES_MAX, QUANTITY_MAX, LineInput
-from commerce.products import PriceEntry, Product, Products, audience_from, product_from
-from membership.actor import Actor, Facts, OfferId, PlanId, ProductId, ShowId, is_id, new_id
+from commerce.products import PriceEntry, Product, audience_from, product_from
+from membership.actor import Facts, OfferId, PlanId, ShowId, is_id
 from membership.audience import PLAN_MEMBERS, Audience
-from membership.refusal import BadRequest, NotFound, Refusal
+from membership.refusal import NotFound, Refusal
 from membership.transaction import Connection
 
-QUOTE_S_MAX = 600
 CandidateKind = Literal["list", "price_list", "member", "plan_percent", "tier", "member_day", "flash"]
 # The order decides a tie: flash last, so that an equal price uses no flash piece.
 CANDIDATE_KINDS: tuple[CandidateKind, ...] = (
@@ -102,6 +95,10 @@ class MemberDay(Struct, frozen=True):
         zone: tzinfo = ZoneInfo(self.zone)
         return now.astimezone(zone).day == self.day and self.audience.has(facts)
 
+    def began(self, now: datetime) -> datetime:
+        """The midnight with which the day of this moment began."""
+        return now.astimezone(ZoneInfo(self.zone)).replace(hour=0, minute=0, second=0, microsecond=0)
+
 
 class Candidate(Struct, frozen=True):
     """One price a unit could have, and why."""
@@ -176,16 +173,6 @@ def _entry_kind(audience: Audience) -> CandidateKind:
             return "price_list"
 
 
-class Freight(Struct, frozen=True):
-    """What sending costs: a flat amount, nothing from a sum of goods on, nothing for some plans."""
-
-    flat_fen: int = 800
-    free_from_fen: int = 9900
-
-    def of(self, goods_fen: int, free_plan: bool) -> int:
-        return 0 if free_plan or goods_fen >= self.free_from_fen else self.flat_fen
-
-
 class OfferRow(Struct, frozen=True, kw_only=True):
     """An offer with its product, as prices and orders read them."""
 
@@ -199,6 +186,7 @@ class OfferRow(Struct, frozen=True, kw_only=True):
     per_person: int | None
     status: Literal["open", "closed"]
     ends_at: datetime | None
+    opened_at: datetime
     product: Product
 
     def sold_to(self, facts: Facts) -> bool:
@@ -213,7 +201,8 @@ async def read_offers(conn: Connection, show: ShowId, offers: Sequence[str]) -> 
         await conn.execute(
             """
             SELECT o.id AS offer_id, o.show_id, o.kind, o.audience AS offer_audience, o.audience_bit,
-                   o.flash_fen, o.quota, o.per_person, o.status AS offer_status, o.closes_at, p.*
+                   o.flash_fen, o.quota, o.per_person, o.status AS offer_status, o.closes_at, o.opened_at, p.*,
+                   free_pieces(p) AS free
             FROM offers o JOIN products p ON p.id = o.product_id
             WHERE o.show_id = %s AND o.id = ANY(%s::uuid[])
             """,
@@ -234,6 +223,7 @@ async def read_offers(conn: Connection, show: ShowId, offers: Sequence[str]) -> 
             per_person=row["per_person"],
             status=row["offer_status"],
             ends_at=row["closes_at"],
+            opened_at=row["opened_at"],
             product=product_from(row),
         )
     return found
@@ -274,301 +264,3 @@ async def read_plans(conn: Connection, facts: Facts) -> tuple[PlanTerms | None, 
         if shown is None and row["on_sale"]:
             shown = plan
     return own, shown
-
-
-class QuotedLine(Struct, frozen=True, kw_only=True):
-    """One line of a quote: the unit price, what won, and every candidate."""
-
-    offer: OfferId
-    product: ProductId
-    name: str
-    quantity: int
-    unit_fen: int
-    line_fen: int
-    winner: CandidateKind
-    candidates: tuple[Candidate, ...]
-    gift_text: str | None = None
-
-
-class PlanSaves(Struct, frozen=True, kw_only=True):
-    """What a plan would save on these lines: parts apart, and their sum against the plan's fee."""
-
-    plan: PlanId
-    plan_name: str
-    fee_fen: int
-    goods_fen: int
-    freight_fen: int
-    gift_fen: int  # stated value
-    total_fen: int
-
-
-class Quote(Struct, frozen=True, kw_only=True):
-    """A price promise to one person. `token` is the signed form, to be given back with the order."""
-
-    quote: str
-    token: str
-    show: ShowId
-    currency: str
-    expires_at: int  # ms
-    lines: tuple[QuotedLine, ...]
-    goods_fen: int
-    freight_fen: int
-    total_fen: int
-    plan_saves: PlanSaves | None = None
-
-
-class PromisedLine(Struct, frozen=True):
-    """A line as it was signed."""
-
-    offer: OfferId
-    quantity: int
-    unit_fen: int
-    winner: CandidateKind
-    candidates: tuple[Candidate, ...]
-    gift: bool
-
-
-class Promise(Struct, frozen=True):
-    """What a verified token says."""
-
-    quote: str
-    show: ShowId
-    person: str
-    lines: tuple[PromisedLine, ...]
-    freight_fen: int
-    expires_at: datetime
-
-
-def checked_lines(lines: Sequence[LineInput]) -> dict[OfferId, int]:
-    """Offer → quantity. Refuses absurd numbers and the same offer twice."""
-    if not 1 <= len(lines) <= LINES_MAX:
-        raise BadRequest(f"between 1 and {LINES_MAX} lines")
-    found: dict[OfferId, int] = {}
-    for line in lines:
-        if type(line.quantity) is not int or not 1 <= line.quantity <= QUANTITY_MAX:
-            raise BadRequest(f"a quantity is between 1 and {QUANTITY_MAX}")
-        if not is_id(line.offer):
-            raise NoSuchOffer
-        offer = OfferId(line.offer)
-        if offer in found:
-            raise BadRequest("the same offer stands in two lines")
-        found[offer] = line.quantity
-    return found
-
-
-class PricedLines(Struct, frozen=True):
-    """Lines priced now, with what an order needs to be made of them."""
-
-    offers: Mapping[OfferId, OfferRow]
-    prices: Mapping[OfferId, Priced]
-    plan: PlanTerms | None
-    shown_plan: PlanTerms | None
-    entries: Mapping[ProductId, Sequence[PriceEntry]]
-    now: datetime
-
-
-class Quotes:
-    """Prices lines for a person, signs the promise, and reads it back."""
-
-    def __init__(
-        self,
-        secret: str,
-        *,
-        products: Products,
-        currency: str = "CNY",
-        freight: Freight | None = None,
-        member_day: MemberDay | None = None,
-        quote_s: int = QUOTE_S_MAX,
-    ) -> None:
-        if not 1 <= quote_s <= QUOTE_S_MAX:
-            raise ValueError(f"quote_s is between 1 and {QUOTE_S_MAX}")
-        # A key of its own: no other token of the house passes for a quote, and no quote for another.
-        self._key = hmac.digest(secret.encode(), b"companion quote", hashlib.sha256)
-        self._products = products
-        self.currency = currency
-        self.freight = freight or Freight()
-        self.member_day = member_day
-        self._quote_s = quote_s
-
-    async def price(
-        self,
-        conn: Connection,
-        facts: Facts,
-        show: ShowId,
-        offers: Sequence[OfferId],
-        *,
-        quoted: bool = False,
-    ) -> PricedLines:
-        """Price these offers for a person now.
-
-        Raises NoSuchOffer for what the person may not know of. `quoted`: a quote proves that they might, and
-        it is honoured when a plan lapses under it.
-        """
-        found = await read_offers(conn, show, offers)
-        for offer in offers:
-            row = found.get(offer)
-            if row is None or not (quoted or (row.sold_to(facts) and row.product.status == "on")):
-                raise NoSuchOffer
-        clock = await (await conn.execute("SELECT clock_timestamp() AS now")).fetchone()
-        assert clock is not None
-        now: datetime = clock["now"]
-        plan, shown = await read_plans(conn, facts)
-        entries = await self._products.prices(conn, sorted({row.product.id for row in found.values()}))
-        prices = {
-            offer: decide(
-                row.product,
-                facts,
-                row,
-                plan,
-                now,
-                entries=entries[row.product.id],
-                member_day=self.member_day,
-            )
-            for offer, row in found.items()
-        }
-        return PricedLines(found, prices, plan, shown, entries, now)
-
-    async def quote(self, conn: Connection, actor: Actor, show: ShowId, lines: Sequence[LineInput]) -> Quote:
-        """A signed promise for these lines to this person, valid for at most ten minutes.
-
-        Raises BadRequest, NotFound (also for offers not for this person), OfferEnded, NotOnSale.
-        """
-        wanted = checked_lines(lines)
-        priced = await self.price(conn, actor.facts, show, list(wanted))
-        for offer in wanted:
-            row = priced.offers[offer]
-            if row.status != "open" or (row.ends_at is not None and priced.now >= row.ends_at):
-                raise OfferEnded
-            if not row.product.may_order(actor.facts, priced.now):
-                raise NotOnSale
-        quoted = tuple(_quoted(priced, offer, quantity, actor.facts) for offer, quantity in wanted.items())
-        goods_fen = sum(line.line_fen for line in quoted)
-        free_plan = priced.plan is not None and priced.plan.free_freight
-        freight_fen = self.freight.of(goods_fen, free_plan)
-        expires_at = priced.now + timedelta(seconds=self._quote_s)
-        quote = new_id()
-        token = jwt.encode(
-            {
-                "aud": "quote",
-                "jti": quote,
-                "sub": actor.member or actor.id,
-                "show": show,
-                "exp": int(expires_at.timestamp()),
-                "freight": freight_fen,
-                "lines": [
-                    [
-                        line.offer,
-                        line.quantity,
-                        line.unit_fen,
-                        CANDIDATE_KINDS.index(line.winner),
-                        [[CANDIDATE_KINDS.index(each.kind), each.unit_fen] for each in line.candidates],
-                        int(line.gift_text is not None),
-                    ]
-                    for line in quoted
-                ],
-            },
-            self._key,
-            algorithm="HS256",
-        )
-        return Quote(
-            quote=quote,
-            token=token,
-            show=show,
-            currency=self.currency,
-            expires_at=int(expires_at.timestamp()) * 1000,
-            lines=quoted,
-            goods_fen=goods_fen,
-            freight_fen=freight_fen,
-            total_fen=goods_fen + freight_fen,
-            plan_saves=self._plan_saves(priced, wanted, actor.facts, goods_fen, freight_fen),
-        )
-
-    def verify(self, token: str) -> Promise:
-        """Read a quote back. Raises PriceChanged when it has expired, BadRequest when it is not ours."""
-        try:
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                self._key,
-                algorithms=["HS256"],
-                audience="quote",
-                options={"require": ["exp", "sub", "jti"]},
-            )
-            return Promise(
-                quote=claims["jti"],
-                show=ShowId(claims["show"]),
-                person=claims["sub"],
-                lines=tuple(
-                    PromisedLine(
-                        OfferId(offer),
-                        quantity,
-                        unit_fen,
-                        CANDIDATE_KINDS[winner],
-                        tuple(Candidate(CANDIDATE_KINDS[kind], fen) for kind, fen in candidates),
-                        bool(gift),
-                    )
-                    for offer, quantity, unit_fen, winner, candidates, gift in claims["lines"]
-                ),
-                freight_fen=claims["freight"],
-                expires_at=datetime.fromtimestamp(claims["exp"], tz=ZoneInfo("UTC")),
-            )
-        except jwt.ExpiredSignatureError:
-            raise PriceChanged("the quote has expired; ask for a new one") from None
-        except (jwt.InvalidTokenError, KeyError, ValueError, TypeError, IndexError):
-            raise BadRequest("the quote is not one of ours") from None
-
-    def _plan_saves(
-        self,
-        priced: PricedLines,
-        wanted: Mapping[OfferId, int],
-        facts: Facts,
-        goods_fen: int,
-        freight_fen: int,
-    ) -> PlanSaves | None:
-        """For someone without a plan: the same lines as its member, where the member price may be seen."""
-        plan = priced.shown_plan
-        if plan is None or facts.plans:
-            return None
-        as_member = msgspec.structs.replace(facts, registered=True, plans=frozenset({plan.id}))
-        goods_saved = gift_fen = 0
-        for offer, quantity in wanted.items():
-            row = priced.offers[offer]
-            gift_fen += row.product.gift_value_fen * quantity * _gets_gift(row.product, as_member)
-            gift_fen -= row.product.gift_value_fen * quantity * _gets_gift(row.product, facts)
-            if not row.product.member_price_audience.has(facts):
-                continue
-            visible = [entry for entry in priced.entries[row.product.id] if entry.audience.kind != "list"]
-            then = decide(
-                row.product, as_member, row, plan, priced.now, entries=visible, member_day=self.member_day
-            )
-            goods_saved += (priced.prices[offer].unit_fen - then.unit_fen) * quantity
-        goods_saved = max(0, goods_saved)
-        freight_saved = freight_fen - self.freight.of(goods_fen - goods_saved, plan.free_freight)
-        total = goods_saved + max(0, freight_saved) + max(0, gift_fen)
-        return PlanSaves(
-            plan=plan.id,
-            plan_name=plan.name,
-            fee_fen=plan.fee_fen,
-            goods_fen=goods_saved,
-            freight_fen=max(0, freight_saved),
-            gift_fen=max(0, gift_fen),
-            total_fen=total,
-        )
-
-
-def _gets_gift(product: Product, facts: Facts) -> bool:
-    return product.gift_text is not None and product.gift_audience.has(facts)
-
-
-def _quoted(priced: PricedLines, offer: OfferId, quantity: int, facts: Facts) -> QuotedLine:
-    row, price = priced.offers[offer], priced.prices[offer]
-    return QuotedLine(
-        offer=offer,
-        product=row.product.id,
-        name=row.product.name,
-        quantity=quantity,
-        unit_fen=price.unit_fen,
-        line_fen=price.unit_fen * quantity,
-        winner=price.winner,
-        candidates=price.candidates,
-        gift_text=row.product.gift_text if _gets_gift(row.product, facts) else None,
-    )

@@ -1,13 +1,14 @@
 """Products: what can be sold, who may know of it, and how many pieces are free.
 
 Free pieces are `products.stock`: a hold takes them off in the order's own transaction and gives them back
-when it ends. So staff change the stock by a difference, never by writing a number they once read.
+when it ends. So staff change the stock by a difference, never by writing a number they once read, and each
+difference stands in the stock's ledger (stock.py). A bundle has no stock: it is had while its parts are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +16,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from psycopg.errors import CheckViolation
 from psycopg.types.json import Jsonb
 
+from commerce.bundles import PARTS_MAX, BundlePart, add_parts
+from commerce.guards import Guards, NoPromo
+from commerce.stock import enter
 from membership.actor import Actor, Facts, ProductId, is_id, new_id
 from membership.audience import EVERYONE, PLAN_MEMBERS, Audience
 from membership.page import Page, check_page
@@ -25,6 +29,12 @@ PRICE_MAX_FEN = 100_000_000  # a million yuan
 SCAN = 200  # rows read at a time when some are not for the reader
 
 Fen = Annotated[int, Meta(ge=1, le=PRICE_MAX_FEN)]
+# on_order: pieces are taken when the order is placed. on_payment: when the money is recorded; who comes too
+# late has it back. presale: pieces still to come, up to a cap, sent by a date.
+StockMode = Literal["on_order", "on_payment", "presale"]
+Cap = Annotated[int, Meta(ge=1, le=10_000_000)]
+Limit = Annotated[int, Meta(ge=1, le=9_999)]
+LimitDays = Annotated[int, Meta(ge=1, le=3_650)]
 # A path of ours or a web address, as of a show's poster: pages draw it.
 ImageUrl = Annotated[str, Meta(max_length=500, pattern="^(/$|/[^/]|https?://)")]
 
@@ -50,8 +60,14 @@ class ProductInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     list_fen: Fen
     member_fen: Fen | None = None
     member_price_audience: Audience = EVERYONE  # who may see the member price
-    stock: Annotated[int, Meta(ge=0, le=10_000_000)]
-    stock_mode: Literal["on_order"] = "on_order"
+    stock: Annotated[int, Meta(ge=0, le=10_000_000)] = 0  # none for a bundle
+    stock_mode: StockMode = "on_order"
+    presale_cap: Cap | None = None  # pieces that may be ordered before they are there
+    ship_by: date | None = None  # of a pre-sale: when the last is sent
+    parts: Annotated[tuple[BundlePart, ...], Meta(max_length=PARTS_MAX)] = ()  # makes it a bundle, for good
+    max_per_member: Limit | None = None  # pieces, in the last `limit_days`
+    max_per_household: Limit | None = None  # the same for all orders to one address
+    limit_days: LimitDays = 30
     audience: Audience = EVERYONE  # who may know of the product at all
     on_sale_at: datetime | None = None
     early_s: Annotated[int, Meta(ge=0, le=2_592_000)] = 0  # the early audience may order so long before
@@ -63,6 +79,7 @@ class ProductInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     gift_value_fen: Annotated[int, Meta(ge=0, le=PRICE_MAX_FEN)] = 0
     gift_audience: Audience = PLAN_MEMBERS  # who gets the gift
     status: Literal["on", "off"] = "on"
+    cost_fen: Annotated[int, Meta(ge=0, le=PRICE_MAX_FEN)] | None = None  # of one piece, to the shop
 
 
 class ProductPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +93,12 @@ class ProductPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     member_fen: Fen | UnsetType | None = UNSET
     member_price_audience: Audience | UnsetType = UNSET
     stock_change: Annotated[int, Meta(ge=-10_000_000, le=10_000_000)] | UnsetType = UNSET
+    stock_mode: StockMode | UnsetType = UNSET  # orders already placed keep theirs
+    presale_cap: Cap | UnsetType | None = UNSET
+    ship_by: date | UnsetType | None = UNSET
+    max_per_member: Limit | UnsetType | None = UNSET
+    max_per_household: Limit | UnsetType | None = UNSET
+    limit_days: LimitDays | UnsetType = UNSET
     audience: Audience | UnsetType = UNSET
     on_sale_at: datetime | UnsetType | None = UNSET
     early_s: Annotated[int, Meta(ge=0, le=2_592_000)] | UnsetType = UNSET
@@ -87,10 +110,12 @@ class ProductPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     gift_value_fen: Annotated[int, Meta(ge=0, le=PRICE_MAX_FEN)] | UnsetType = UNSET
     gift_audience: Audience | UnsetType = UNSET
     status: Literal["on", "off"] | UnsetType = UNSET
+    cost_fen: Annotated[int, Meta(ge=0, le=PRICE_MAX_FEN)] | UnsetType | None = UNSET
 
 
 class Product(Struct, frozen=True, kw_only=True):
-    """A product as it stands. `stock` is what is free now."""
+    """A product as it stands. `stock` is what is free at hand, `free` what may be had now in the product's mode:
+    of a bundle what its parts allow, of a pre-sale what is left of the cap."""
 
     id: ProductId
     sku: str
@@ -102,7 +127,15 @@ class Product(Struct, frozen=True, kw_only=True):
     member_fen: int | None
     member_price_audience: Audience
     stock: int
-    stock_mode: str
+    stock_mode: StockMode
+    presale_cap: int | None = None
+    presale_taken: int = 0
+    ship_by: date | None = None
+    bundle: bool = False
+    free: int = 0
+    max_per_member: int | None = None
+    max_per_household: int | None = None
+    limit_days: int = 30
     audience: Audience
     on_sale_at: datetime | None
     early_s: int
@@ -114,6 +147,7 @@ class Product(Struct, frozen=True, kw_only=True):
     gift_value_fen: int
     gift_audience: Audience
     status: Literal["on", "off"]
+    cost_fen: int | None = None
 
     def may_order(self, facts: Facts, now: datetime) -> bool:
         """On sale to this person at this moment; the early audience comes in before the rest."""
@@ -137,6 +171,7 @@ class PublicProduct(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gift_text: str | None = None
     gift_value_fen: int = 0
     on_sale_at: datetime | None = None
+    ship_by: date | None = None
 
 
 class PriceEntry(Struct, frozen=True, kw_only=True):
@@ -157,6 +192,7 @@ class PriceEntry(Struct, frozen=True, kw_only=True):
 
 _AUDIENCES = ("member_price_audience", "audience", "early_audience", "gift_audience")
 _ON_SALE_NEEDED = "early_s needs on_sale_at"
+_PRESALE_NEEDS = "a pre-sale needs presale_cap and ship_by"
 
 
 def audience_from(value: Any) -> Audience:
@@ -169,7 +205,7 @@ def audience_column(audience: Audience) -> Jsonb:
 
 
 def product_from(row: dict[str, Any]) -> Product:
-    """A row of `products` as the struct."""
+    """A row of `products p`, with `free_pieces(p) AS free`, as the struct."""
     values = {name: row[name] for name in Product.__struct_fields__}
     values["id"] = ProductId(str(row["id"]))
     for name in _AUDIENCES:
@@ -192,11 +228,15 @@ def seen_by(product: Product, facts: Facts) -> PublicProduct | None:
         gift_text=product.gift_text,
         gift_value_fen=product.gift_value_fen,
         on_sale_at=product.on_sale_at,
+        ship_by=product.ship_by if product.stock_mode == "presale" else None,
     )
 
 
 class Products:
     """The catalogue: products and their price list."""
+
+    def __init__(self, guards: Guards | None = None) -> None:
+        self._guards = guards
 
     async def create(self, t: Transaction, actor: Actor, product: ProductInput) -> Product:
         """Raises SkuTaken, BadRequest (a member price above the list price …)."""
@@ -208,28 +248,46 @@ class Products:
             raise BadRequest(_ON_SALE_NEEDED)
         if product.gift_value_fen and product.gift_text is None:
             raise BadRequest("gift_value_fen needs gift_text")
+        if product.no_promo and product.gift_text is not None:
+            raise NoPromo.of("", product.name, "a gift with purchase")
+        if product.stock_mode == "presale" and (product.presale_cap is None or product.ship_by is None):
+            raise BadRequest(_PRESALE_NEEDS)
+        if product.parts and (product.stock or product.stock_mode != "on_order" or product.presale_cap):
+            raise BadRequest("a bundle has no stock of its own and is sold on order")
         _aware(product.on_sale_at)
-        values = {name: getattr(product, name) for name in ProductInput.__struct_fields__}
+        values: dict[str, Any] = {name: getattr(product, name) for name in ProductInput.__struct_fields__}
+        values["bundle"] = bool(product.parts)
         for name in _AUDIENCES:
             values[name] = audience_column(values[name])
         cursor = await t.conn.execute(
             """
             INSERT INTO products (id, sku, name, short, unit, image, list_fen, member_fen,
                 member_price_audience, stock, stock_mode, audience, on_sale_at, early_s, early_audience,
-                no_promo, no_behaviour_tags, tag_name, gift_text, gift_value_fen, gift_audience, status)
+                no_promo, no_behaviour_tags, tag_name, gift_text, gift_value_fen, gift_audience, status,
+                bundle, presale_cap, ship_by, max_per_member, max_per_household, limit_days, cost_fen)
             VALUES (%(id)s, %(sku)s, %(name)s, %(short)s, %(unit)s, %(image)s, %(list_fen)s, %(member_fen)s,
                 %(member_price_audience)s, %(stock)s, %(stock_mode)s, %(audience)s, %(on_sale_at)s,
                 %(early_s)s, %(early_audience)s, %(no_promo)s, %(no_behaviour_tags)s, %(tag_name)s,
-                %(gift_text)s, %(gift_value_fen)s, %(gift_audience)s, %(status)s)
+                %(gift_text)s, %(gift_value_fen)s, %(gift_audience)s, %(status)s,
+                %(bundle)s, %(presale_cap)s, %(ship_by)s, %(max_per_member)s, %(max_per_household)s,
+                %(limit_days)s, %(cost_fen)s)
             ON CONFLICT (sku) DO NOTHING
-            RETURNING *
+            RETURNING id
             """,
             {"id": new_id(), **values},
         )
         row = await cursor.fetchone()
         if row is None:
             raise SkuTaken
-        return product_from(row)
+        made = ProductId(str(row["id"]))
+        if product.parts:
+            await add_parts(t.conn, made, product.audience, product.parts)
+        await enter(
+            t.conn, actor, made, product.stock, product.stock, kind="opening", cause=f"product:{made}"
+        )
+        if self._guards is not None:
+            await self._guards.check_product(t, actor, made, None)
+        return await self.get(t.conn, made)
 
     async def update(self, t: Transaction, actor: Actor, product: ProductId, patch: ProductPatch) -> Product:
         """Change what the patch names. Raises NoSuchProduct, BadRequest (also: fewer pieces than none)."""
@@ -247,6 +305,10 @@ class Products:
             if (value := getattr(patch, name)) is not UNSET and name != "stock_change"
         }
         _aware(changed.get("on_sale_at"))
+        before = (row["list_fen"], row["member_fen"], row["cost_fen"])
+        if {**row, **changed}["no_promo"] and {**row, **changed}["gift_text"] is not None:
+            raise NoPromo.of(product, row["name"], "a gift with purchase")
+        await self._check_mode(t.conn, product, {**row, **changed})
         values = {**row, **changed, "stock_change": patch.stock_change or 0}
         for name in _AUDIENCES:
             audience = changed[name] if name in changed else audience_from(row[name])
@@ -264,9 +326,12 @@ class Products:
                         no_behaviour_tags = %(no_behaviour_tags)s,
                         tag_name = %(tag_name)s, gift_text = %(gift_text)s,
                         gift_value_fen = %(gift_value_fen)s, gift_audience = %(gift_audience)s,
-                        status = %(status)s, updated_at = now()
+                        status = %(status)s, updated_at = now(),
+                        stock_mode = %(stock_mode)s, presale_cap = %(presale_cap)s, ship_by = %(ship_by)s,
+                        max_per_member = %(max_per_member)s, max_per_household = %(max_per_household)s,
+                        limit_days = %(limit_days)s, cost_fen = %(cost_fen)s
                     WHERE id = %(id)s
-                    RETURNING *
+                    RETURNING stock
                     """,
                     values,
                 )
@@ -274,13 +339,31 @@ class Products:
             raise BadRequest(f"the product would break a rule: {error.diag.constraint_name}") from None
         row = await cursor.fetchone()
         assert row is not None
-        return product_from(row)
+        if patch.stock_change:
+            cause = f"change:{new_id()}"
+            await enter(t.conn, actor, product, patch.stock_change, row["stock"], kind="change", cause=cause)
+        if self._guards is not None:
+            await self._guards.check_product(t, actor, product, before)
+        return await self.get(t.conn, product)
+
+    async def _check_mode(self, conn: Connection, product: ProductId, values: dict[str, Any]) -> None:
+        if values["stock_mode"] != "presale":
+            return
+        if values["presale_cap"] is None or values["ship_by"] is None:
+            raise BadRequest(_PRESALE_NEEDS)
+        part = await conn.execute("SELECT 1 FROM bundle_parts WHERE part_id = %s LIMIT 1", [product])
+        if await part.fetchone() is not None:
+            raise BadRequest("a part of a bundle cannot be a pre-sale")
 
     async def get(self, conn: Connection, product: ProductId, facts: Facts | None = None) -> Product:
         """One product; with `facts`, only if that person may know of it. Raises NotFound."""
         row = None
         if is_id(product):
-            row = await (await conn.execute("SELECT * FROM products WHERE id = %s", [product])).fetchone()
+            row = await (
+                await conn.execute(
+                    "SELECT p.*, free_pieces(p) AS free FROM products p WHERE p.id = %s", [product]
+                )
+            ).fetchone()
         if row is None:
             raise NoSuchProduct
         found = product_from(row)
@@ -308,7 +391,7 @@ class Products:
             rows = await (
                 await conn.execute(
                     """
-                    SELECT * FROM products
+                    SELECT p.*, free_pieces(p) AS free FROM products p
                     WHERE (%(after)s::uuid IS NULL OR id > %(after)s) AND (%(search)s::text IS NULL
                         OR strpos(lower(name), lower(%(search)s)) > 0
                         OR strpos(lower(sku), lower(%(search)s)) > 0)
@@ -348,6 +431,10 @@ class Products:
             raise BadRequest("until_at is not after from_at")
         if not 1 <= unit_fen <= found.list_fen:
             raise BadRequest("unit_fen must be between 1 and the list price")
+        if found.no_promo:
+            raise NoPromo.of(found.id, found.name, "a price list")
+        if self._guards is not None:
+            await self._guards.check_price(t, actor, found.id, unit_fen, audience, from_at, until_at)
         entry = PriceEntry(
             id=new_id(),
             product=found.id,

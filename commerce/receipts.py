@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Struct
 
 from membership.actor import BenefitId, MemberId, ShowId, is_id, public_id
+from membership.moment import in_ms
 from membership.page import Page, check_page
 from membership.transaction import Connection
 
@@ -169,7 +170,7 @@ class Receipts:
                 link=row["link"],
                 rank=row["rank"],
                 viewer=public_id(ShowId(row["show_id"]), row["member"]),
-                at=round(row["claimed_at"].timestamp() * 1000),
+                at=in_ms(row["claimed_at"]),
                 digest=row["digest"],
                 core=row["core"],
             )
@@ -218,7 +219,7 @@ async def write_receipts(conn: Connection, benefit: BenefitId, claims: Sequence[
                 of=row["quota"],
                 nth=row["nth"],
                 viewer=public_id(ShowId(row["show_id"]), row["member"]),
-                at=round(row["claimed_at"].timestamp() * 1000),
+                at=in_ms(row["claimed_at"]),
                 link=link,
                 before=before,
             )

@@ -15,35 +15,33 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from commerce.benefits import (
+from commerce.benefit_counters import benefit_keys, lock_show
+from commerce.benefit_terms import (
     TEND_AFTER_CLOSE_S,
-    Announcer,
     Benefit,
-    Claim,
-    FactsOf,
     FixedTerms,
-    Told,
     Transactions,
-    benefit_keys,
-    claim_of,
-    claim_record,
-    lock_show,
     may_have,
-    ms,
-    nickname_of,
     read_terms,
-    shown_name,
 )
+from commerce.benefits import FactsOf
+from commerce.claim_announcer import ClaimAnnouncer, Told, claim_record, nickname_of, shown_name
+from commerce.claim_book import Claim, claim_by_payment, was_claimed_as
+from commerce.conditions import NotEligible, judge
+from commerce.grants import Grants
 from commerce.messages import BenefitMissed
+from commerce.offers import buyer_lock
 from commerce.receipts import write_receipts
-from membership.actor import Actor, BenefitId, MemberId, PaymentId, ShowId, new_id
+from membership.actor import Actor, BenefitId, MemberId, OrderId, PaymentId, ShowId, new_id
+from membership.moment import in_ms
 from membership.notices import Notices
-from membership.refusal import Refusal, Unauthenticated, Unavailable
+from membership.refusal import Unauthenticated, Unavailable
 from membership.script import Script, ScriptLoader
 from membership.transaction import Connection, Transaction
 
 QUEUE_MAX = 5_000  # longer is no promise any more
 OUTBOX_PAGE = 500  # changes of seats written at a time
+RELEASE_PAGE = 200  # seats of ended orders looked at in one sweep of a show
 SETTLING_GRACE_MS = 5_000  # a payment's transaction is shorter; after that the tables are asked
 REFUND_H = 24  # late money without a gift: one tap gives it back
 
@@ -97,14 +95,11 @@ class Standing(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Swept(Struct, frozen=True):
+    """How many seats lapsed, were passed on to the queue, and were still held for an order that had ended."""
+
     lapsed: int = 0
     served: int = 0
-
-
-class NotEligible(Refusal):
-    """This benefit is not for you."""
-
-    code = "not_eligible"
+    released: int = 0
 
 
 class _Change(Struct):
@@ -115,17 +110,24 @@ class _Change(Struct):
     state: Literal["held", "served", "lapsed", "released", "left", "queued"]
     until: str
     place: str
+    longer: int = 0  # 1: the hold was prolonged, which happens once in its life
 
 
 class Seats:
     def __init__(
-        self, scripts: ScriptLoader, notices: Notices, facts_of: FactsOf, transactions: Transactions
+        self,
+        scripts: ScriptLoader,
+        notices: Notices,
+        facts_of: FactsOf,
+        transactions: Transactions,
+        grants: Grants,
     ) -> None:
         self._transactions = transactions
+        self._grants = grants
         self._fixed = FixedTerms(transactions)
         self._notices = notices
         self._facts_of = facts_of
-        self._announcer = Announcer(scripts, notices)
+        self._announcer = ClaimAnnouncer(scripts, notices)
         self._hold: Script = scripts.load("commerce", "hold_seat")
         self._release: Script = scripts.load("commerce", "release_seat")
         self._settle: Script = scripts.load("commerce", "settle_seat")
@@ -139,13 +141,16 @@ class Seats:
     async def take(self, t: Transaction, actor: Actor, show: ShowId) -> SeatStatus | None:
         """Take a seat for who starts the payment of a plan. None when no benefit for joining is open to them.
 
-        Who has a paid plan renews: none for them. A hold of this transaction goes back when it rolls back.
+        Who has a paid plan renews: one for them where the benefit says so. A hold of this transaction goes
+        back when it rolls back.
         """
         member = actor.member
-        if actor.kind != "viewer" or member is None or (actor.facts.plans and not actor.facts.on_trial):
+        if actor.kind != "viewer" or member is None:
             return None
         benefit = await self._open_benefit(t.conn, show)
-        if benefit is None or not may_have(benefit.audience, actor.facts):
+        if benefit is None or not may_have(benefit.audience, actor.facts) or _only_renews(benefit, actor):
+            return None
+        if await self._is_judged_out(t.conn, benefit, member):
             return None
         keys = benefit_keys(benefit.id)
         token = secrets.token_hex(8)
@@ -176,9 +181,16 @@ class Seats:
             self._release_after(t, benefit, member)
 
     async def confirm(
-        self, t: Transaction, show: ShowId, member: MemberId, payment: PaymentId, payer: str
+        self,
+        t: Transaction,
+        show: ShowId,
+        member: MemberId,
+        payment: PaymentId,
+        payer: str,
+        *,
+        renewal: bool = False,
     ) -> Claim | None:
-        """Rank a first paid start of a plan whose verified payment this transaction records.
+        """Rank a first paid start of a plan, or a renewal, whose verified payment this transaction records.
 
         None: the plan without the gift (see `missed`), or no benefit. The same payment again gives the same
         answer. Everybody is told after the commit. Raises Unavailable when the seats cannot be asked: record
@@ -186,29 +198,37 @@ class Seats:
         """
         conn = t.conn
         await lock_show(conn, show)
-        before = await self._claim_by_payment(conn, payment)
+        before = await claim_by_payment(conn, payment)
         if before is not None or await self.missed(conn, payment) is not None:
             return before
         await conn.execute(
             """
-            INSERT INTO show_joins (show_id, member_id, payment_id)
-            SELECT id, %s, %s FROM shows WHERE id = %s AND started_at IS NOT NULL AND ended_at IS NULL
+            INSERT INTO show_joins (show_id, member_id, payment_id, renewal)
+            SELECT id, %s, %s, %s FROM shows WHERE id = %s AND started_at IS NOT NULL AND ended_at IS NULL
             ON CONFLICT (payment_id) DO NOTHING
             """,
-            [member, payment, show],
+            [member, payment, renewal, show],
         )
         benefits = await self._held_benefits(conn, show, member)
         gone = await self._gone_benefit(conn, show, member)
         opened = await self._open_benefit(conn, show)
+        if renewal:  # a seat that was taken to join is not for who has renewed meanwhile
+            for benefit in (*benefits, *([opened] if opened else [])):
+                if not benefit.renewals:
+                    self._release_after(t, benefit, member)
+            benefits = [benefit for benefit in benefits if benefit.renewals]
+            gone = gone if gone and gone.renewals else None
+            opened = opened if opened and opened.renewals else None
         if (
             opened is not None
             and opened.id not in {benefit.id for benefit in benefits}
             and may_have(opened.audience, await self._facts_of(conn, member))
+            and not await self._is_judged_out(conn, opened, member)
         ):
             benefits.append(opened)
         missed: tuple[Benefit, MissedWhy, bool] | None = (gone, "closed", True) if gone else None
         for benefit in benefits:
-            if await self._claimed_as(conn, benefit.id, member, payer):
+            if await was_claimed_as(conn, benefit.id, member, payer):
                 self._release_after(t, benefit, member)
                 missed = missed if missed and missed[2] else (benefit, "already_claimed", False)
                 continue
@@ -255,7 +275,7 @@ class Seats:
         for row in await rows.fetchall():
             held = row["state"] == "held"
             found.setdefault(MemberId(str(row["member_id"])), {})[BenefitId(str(row["benefit_id"]))] = (
-                Standing(until=ms(row["until"])) if held else Standing(queued=True, ahead=row["ahead"])
+                Standing(until=in_ms(row["until"])) if held else Standing(queued=True, ahead=row["ahead"])
             )
         return found
 
@@ -268,7 +288,7 @@ class Seats:
         return Missed(
             benefit=BenefitId(str(row["benefit_id"])),
             why=row["why"],
-            refund_until=ms(row["refund_until"]) if row["refund_until"] else None,
+            refund_until=in_ms(row["refund_until"]) if row["refund_until"] else None,
         )
 
     async def refund(
@@ -282,14 +302,12 @@ class Seats:
             """,
             [payment],
         )
-        await t.conn.execute(
-            """
-            UPDATE benefit_claims SET state = %s, settled_at = clock_timestamp()
-            WHERE payment_id = %s AND state = 'confirmed'
-            """,
-            [gift, payment],
-        )
-        return await self._claim_by_payment(t.conn, payment)
+        await self._grants.settle_payment(t, payment, gift)
+        return await claim_by_payment(t.conn, payment)
+
+    async def order_refunded(self, t: Transaction, order: OrderId) -> None:
+        """Money of this order is going back: benefits that what is left of it does not earn are recalled."""
+        await self._grants.recall_unearned(t, order)
 
     # --- the queue ---
 
@@ -324,7 +342,9 @@ class Seats:
             # On its own: a payment holds the show's lock before it writes a seat, never the other way round.
             async with self._transactions() as t:
                 await self._settle_left(t, benefit, settling)
-        return swept
+        async with self._transactions() as t:
+            released = await self._release_ended(t, show)
+        return msgspec.structs.replace(swept, released=released)
 
     async def _sweep_show(
         self, t: Transaction, show: ShowId, left: list[tuple[Benefit, Sequence[bytes]]]
@@ -398,6 +418,48 @@ class Seats:
             if member not in recorded:
                 await self._unsettle(benefit.show, benefit_keys(benefit.id), [benefit.id, member, ""])
 
+    async def _release_ended(self, t: Transaction, show: ShowId) -> int:
+        """Seats still held for an order that ended unpaid while the store was away, and for no other."""
+        found = await t.conn.execute(
+            """
+            SELECT s.benefit_id, s.member_id FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
+            WHERE b.show_id = %(show)s AND b.needs = 'join' AND s.state = 'held'
+              AND (b.status <> 'closed' OR b.closed_at > now() - make_interval(secs => %(tend)s))
+              AND s.until > clock_timestamp() AND EXISTS (
+                  SELECT 1 FROM orders o
+                  WHERE o.member_id = s.member_id AND o.show_id = b.show_id AND o.kind = 'plan'
+                    AND o.state IN ('cancelled', 'expired')
+                    AND o.closed_at >= s.until - make_interval(secs => b.seat_s))
+            ORDER BY s.member_id, s.benefit_id LIMIT %(page)s
+            """,
+            {"show": show, "tend": TEND_AFTER_CLOSE_S, "page": RELEASE_PAGE},
+        )
+        released = 0
+        for row in await found.fetchall():
+            member, benefit = MemberId(str(row["member_id"])), BenefitId(str(row["benefit_id"]))
+            if not await self._has_no_order(t.conn, show, member):
+                continue
+            try:
+                held = await self._release(show, benefit_keys(benefit), [benefit, member, "release"])
+            except Unavailable:  # away again, or its counters are being built anew: the next sweep
+                break
+            released += int(held)
+        return released
+
+    async def _has_no_order(self, conn: Connection, show: ShowId, member: MemberId) -> bool:
+        """True until the transaction ends: who is placing an order now is left for the next time."""
+        found = await conn.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0)) AS mine", [buyer_lock(member)]
+        )
+        row = await found.fetchone()
+        if row is None or not row["mine"]:
+            return False
+        found = await conn.execute(
+            "SELECT 1 FROM orders WHERE member_id = %s AND show_id = %s AND kind = 'plan' AND state = 'placed'",
+            [member, show],
+        )
+        return await found.fetchone() is None
+
     # --- parts ---
 
     async def _rank(
@@ -428,6 +490,7 @@ class Seats:
             [claim_id, benefit.id, member, row["rank"], payment],
         )
         await write_receipts(conn, benefit.id, [claim_id])
+        await self._grants.give(t, benefit, [claim_id])
         await conn.execute(
             """
             INSERT INTO benefit_seats (benefit_id, member_id, state, version) VALUES (%s, %s, 'confirmed', 0)
@@ -435,7 +498,7 @@ class Seats:
             """,
             [benefit.id, member],
         )
-        claim = await self._claim_by_payment(conn, payment)
+        claim = await claim_by_payment(conn, payment)
         assert claim is not None
         name = shown_name(await nickname_of(conn, member))
         terms = await read_terms(conn, benefit.id)
@@ -469,7 +532,7 @@ class Seats:
             [payment, benefit.id, why, late, REFUND_H],
         )
         row = await found.fetchone()
-        until = ms(row["refund_until"]) if row and row["refund_until"] else None
+        until = in_ms(row["refund_until"]) if row and row["refund_until"] else None
         notice = BenefitMissed(benefit=benefit.id, why=why, refund_until=until)
 
         async def tell() -> None:
@@ -493,16 +556,18 @@ class Seats:
         """The last change of each seat; an older one never overwrites, nor anything a confirmed claim."""
         by_member = {change.member: change for change in changes}
         last = [by_member[member] for member in sorted(by_member)]
+        longer = {change.member for change in changes if change.longer}
         await conn.execute(
             """
-            INSERT INTO benefit_seats (benefit_id, member_id, state, until, place, version)
+            INSERT INTO benefit_seats (benefit_id, member_id, state, until, place, version, prolonged)
             SELECT %s, w.member, w.state, to_timestamp(nullif(w.until, '')::bigint / 1000.0),
-                nullif(w.place, '')::bigint, w.version
-            FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::bigint[])
-                AS w (member, state, until, place, version)
+                nullif(w.place, '')::bigint, w.version, w.prolonged
+            FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::boolean[])
+                AS w (member, state, until, place, version, prolonged)
             ON CONFLICT (benefit_id, member_id) DO UPDATE
             SET state = excluded.state, until = coalesce(excluded.until, benefit_seats.until),
-                place = excluded.place, version = excluded.version
+                place = excluded.place, version = excluded.version,
+                prolonged = benefit_seats.prolonged OR excluded.prolonged
             WHERE benefit_seats.version < excluded.version AND benefit_seats.state <> 'confirmed'
             """,
             [
@@ -512,6 +577,7 @@ class Seats:
                 [change.until for change in last],
                 [change.place for change in last],
                 [change.v for change in last],
+                [change.member in longer for change in last],
             ],
         )
 
@@ -554,50 +620,26 @@ class Seats:
         row = await found.fetchone()
         return None if row is None else await read_terms(conn, BenefitId(str(row["id"])))
 
-    async def _claimed_as(self, conn: Connection, benefit: BenefitId, member: MemberId, payer: str) -> bool:
-        """One person by member, by payer, and by the phone they had when they claimed."""
-        found = await conn.execute(
-            """
-            SELECT EXISTS (
-                SELECT 1 FROM benefit_claims c
-                LEFT JOIN payments p ON p.id = c.payment_id
-                WHERE c.benefit_id = %(benefit)s AND (
-                    c.member_id = %(member)s
-                    OR (%(payer)s <> '' AND p.payer = %(payer)s)
-                    OR EXISTS (
-                        SELECT 1 FROM identifiers mine
-                        JOIN identifiers theirs ON theirs.kind = mine.kind AND theirs.value = mine.value
-                        WHERE mine.member_id = %(member)s AND mine.kind = 'phone' AND mine.ended_at IS NULL
-                          AND theirs.member_id = c.member_id AND theirs.started_at <= c.claimed_at
-                          AND (theirs.ended_at IS NULL OR theirs.ended_at > c.claimed_at)
-                    )
-                )
-            ) AS claimed
-            """,
-            {"benefit": benefit, "member": member, "payer": payer},
-        )
-        row = await found.fetchone()
-        return row is not None and bool(row["claimed"])
-
-    async def _claim_by_payment(self, conn: Connection, payment: PaymentId) -> Claim | None:
-        found = await conn.execute(
-            """
-            SELECT c.*, b.show_id, b.title, b.what, b.value_fen, b.quota
-            FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id WHERE c.payment_id = %s
-            """,
-            [payment],
-        )
-        row = await found.fetchone()
-        return None if row is None else claim_of(row)
+    async def _is_judged_out(self, conn: Connection, benefit: Benefit, member: MemberId) -> bool:
+        return benefit.is_conditional and bool(await judge(conn, benefit, [member], {}))
 
     async def _queue_terms(self, show: ShowId, benefit: BenefitId, actor: Actor) -> tuple[Benefit, MemberId]:
         if actor.kind != "viewer" or actor.member is None:
             raise Unauthenticated
         terms = await self._fixed.get(show, benefit)
-        paid = bool(actor.facts.plans) and not actor.facts.on_trial
-        if terms.needs != "join" or paid or not may_have(terms.audience, actor.facts):
+        if terms.needs != "join" or _only_renews(terms, actor) or not may_have(terms.audience, actor.facts):
             raise NotEligible
+        if terms.is_conditional:
+            async with self._transactions() as t:
+                refused = await judge(t.conn, terms, [actor.member], {})
+            if actor.member in refused:
+                raise refused[actor.member]
         return terms, actor.member
+
+
+def _only_renews(benefit: Benefit, actor: Actor) -> bool:
+    """Who has a paid plan only renews; that counts where the benefit says so."""
+    return bool(actor.facts.plans) and not actor.facts.on_trial and not benefit.renewals
 
 
 def _notice(benefit: BenefitId, change: _Change) -> dict[str, object] | None:

@@ -32,6 +32,7 @@ ROOT = OUT.parent.parent
 VIEWERS = 60
 BYTES_MAX = 350_000
 COLOURS = 256
+WAIT_MS = 15_000  # for what one act brings; a busy machine may stall for seconds
 LIVELY_MS = 60_000  # the crowd has come, talked, voted and joined by then
 LEARNT_MS = 60_000  # the end card and the tags are there by then
 SIZES = {
@@ -235,6 +236,7 @@ def main() -> None:
     executable = find_chromium()
     if executable is None:
         raise SystemExit(INSTALL)
+    expect.set_options(timeout=WAIT_MS)
     with demo() as addresses, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         camera = Camera(browser)
@@ -324,6 +326,8 @@ def evening(camera: Camera, addresses: dict[str, str]) -> None:
         expect(page.locator(".toast")).to_have_count(0)
         camera.take(page, f"viewer-won-{size}")
 
+    purchase(camera, guests, panel, pocket)
+
     panel.get_by_role("button", name="结束", exact=True).click()
     panel.get_by_role("button", name="确认结束").click()
     for size, page in guests.items():
@@ -336,6 +340,85 @@ def evening(camera: Camera, addresses: dict[str, str]) -> None:
     tag.click()
     camera.take(panel, "panel-ended-desk")
     camera.take(pocket, "panel-ended-phone")
+
+
+def purchase(camera: Camera, guests: dict[str, Page], panel: Page, pocket: Page) -> None:
+    """The same person buys; the desk looks at costs and cases; the switch is thrown and put back."""
+    phone = guests["phone"]
+    phone.get_by_role("article", name="有机大米 5kg").get_by_role("button", name="购买").click()
+    phone.get_by_role("dialog").get_by_role("button", name="填写收货地址").first.click()
+    address = {
+        "name": "王小明",
+        "phone": "13812345678",
+        "region": "浙江省 杭州市 西湖区",
+        "detail": "示例路 1 号",
+    }
+    for name, value in address.items():
+        phone.locator(f"input[name={name}]").fill(value)
+    phone.get_by_role("button", name="保存并使用").click()
+    phone.get_by_role("button", name="为什么是这个价").click()
+    phone.locator(".bill").scroll_into_view_if_needed()
+    camera.take(phone, "checkout-phone")
+    phone.get_by_role("button", name="提交订单").click()
+    phone.get_by_role("button", name="确认支付").click()
+    phone.wait_for_url("**/s/*")
+    for size, page in guests.items():
+        playing(page)
+        page.get_by_role("button", name="我的订单与权益").click()
+        page.get_by_role("tab", name="我的权益").click()
+        page.get_by_role("button", name="查看签名凭证").first.click()
+        page.get_by_role("button", name="核对签名").click()
+        expect(page.locator(".notice--ok")).to_be_visible()
+        expect(page.locator(".toast")).to_have_count(0)
+        camera.take(page, f"receipt-{size}")
+        page.get_by_role("button", name="返回").click()
+        page.get_by_role("tab", name="我的订单").click()
+        page.get_by_role("button", name="查看详情：有机大米 5kg").click()
+        expect(page.get_by_role("list", name="订单进度")).to_be_visible()
+        camera.take(page, f"order-{size}")
+    phone.get_by_role("button", name="申请售后").click()
+    phone.get_by_role("radio", name="破损变质").check()
+    phone.get_by_label("说明").fill("收到时袋子破了，米撒了一些")
+    phone.locator("input[type=file]").set_input_files(ROOT / "live" / "static" / "demo" / "poster.jpg")
+    expect(phone.locator(".photo img")).to_be_visible()
+    camera.take(phone, "after-sales-phone")
+    phone.get_by_role("button", name="提交申请").click()
+    expect(phone.locator(".case")).to_be_visible()
+
+    panel.get_by_role("button", name="成本", exact=True).click()
+    expect(panel.locator(".costs canvas")).to_be_visible(timeout=LIVELY_MS)  # two samples make a line
+    camera.take(panel, "panel-costs-desk")
+    pocket.get_by_role("navigation").get_by_role("button", name="数据").click()
+    pocket.locator(".costs__table").scroll_into_view_if_needed()
+    camera.take(pocket, "panel-costs-phone")
+    origin = panel.evaluate("location.origin")
+    for size in SIZES:
+        money = camera.open(f"{origin}/panel/money#cases", size, signed_in=panel.context)
+        photo = money.locator(".evidence-row img")
+        expect(photo).to_be_visible()
+        photo.evaluate("picture => picture.decode()")
+        expect(money.locator(".money__count").first).to_be_visible()
+        camera.take(money, f"panel-cases-{size}")
+        if size == "desk":
+            money.evaluate("location.hash = 'products'")
+            expect(money.locator(".row-card").nth(3)).to_be_visible()
+            camera.take(money, "panel-products-desk")
+        money.context.close()
+    panel.get_by_role("button", name="紧急暂停").click()
+    panel.get_by_label("原因（观众可见）").fill("支付通道故障，正在处理")
+    panel.get_by_role("button", name="马上暂停").click()
+    expect(panel.locator(".incident-bar")).to_be_visible()
+    camera.take(panel, "panel-incident-desk")
+    phone.get_by_role("button", name="关闭").click()
+    expect(phone.locator(".incident")).to_be_visible()
+    expect(phone.locator(".toast")).to_have_count(0)
+    camera.take(phone, "viewer-incident-phone")
+    panel.get_by_role("button", name="恢复销售").click()
+    expect(panel.locator(".incident-bar")).to_have_count(0)
+    panel.get_by_role("button", name="现场", exact=True).click()
+    for page in guests.values():
+        if page.get_by_role("dialog").count():
+            page.get_by_role("button", name="关闭").click()
 
 
 if __name__ == "__main__":

@@ -483,7 +483,7 @@ async def claim(evening: Evening, viewer: Watcher, guest: Watcher) -> None:
     benefit = await owner.ok(
         "POST",
         f"/v1/shows/{show}/benefits",
-        {"title": "满减券", "what": "coupon", "value_fen": 1_000, "quota": 1},
+        {"title": "帆布袋", "what": "gift", "value_fen": 1_000, "quota": 1},
     )
     await viewer.until("the benefit", lambda: viewer.states.get(f"benefit:{benefit['id']}"))
     check(
@@ -502,7 +502,7 @@ async def claim(evening: Evening, viewer: Watcher, guest: Watcher) -> None:
     check(claimed["rank"] == 1 and "**" in claimed["name"], "others see rank and a masked name")
     await other.leave()
     await second.http.aclose()
-    step("the one coupon goes to the first; the second is told it is sold out")
+    step("the one bag goes to the first; the second is told it is sold out")
 
 
 async def buy(evening: Evening, member: Caller, viewer: Watcher, guest: Watcher) -> str:
@@ -685,7 +685,7 @@ async def after_the_end(evening: Evening, member: Caller, viewer: Watcher, guest
     )
     benefits = (await member.ok("GET", "/v1/me/benefits"))["items"]
     check(
-        sorted(claim["title"] for claim in benefits) == ["入会礼", "满减券"], "my benefits, with their ranks"
+        sorted(claim["title"] for claim in benefits) == ["入会礼", "帆布袋"], "my benefits, with their ranks"
     )
     step("after the end: what one has ordered and won")
 

@@ -13,26 +13,41 @@ from chat.comments import Comments
 from chat.polls import PERSONAL_OF_BALLOTS, Polls
 from chat.reactions import Reactions
 from chat.standings import Standings
+from commerce.after_sales import PERSONAL_OF_CASES, AfterSales
+from commerce.approvals import Approvals
 from commerce.benefits import Benefits
+from commerce.budgets import Budgets
 from commerce.claims import Claims
+from commerce.costs import Costs
+from commerce.coupons import Coupons
+from commerce.fulfilment import Fulfilment
+from commerce.grants import Grants
+from commerce.guards import Guards
+from commerce.incidents import Incidents
 from commerce.offers import Offers
 from commerce.orders import PERSONAL_OF_ORDERS, Orders
 from commerce.payments import PaymentProvider, Payments
-from commerce.prices import Quotes
+from commerce.plan_refunds import PlanRefunds
+from commerce.prices import MemberDay
 from commerce.products import Products
+from commerce.quotes import Quotes
 from commerce.receipts import Receipts
+from commerce.refunds import Refunds
 from commerce.sandbox import SandboxProvider
+from commerce.savings import SavingsMeter
 from commerce.seats import Seats
+from commerce.stock import Stock
 from live.cluster import NodeClients
 from live.cues import Cues
 from live.database import Database, make_pool, open_redis, open_tail_clients
-from live.jobs import Deferred, make_queue
 from live.log import BLOCK_MS, ShowLog
 from live.lua import Scripts
+from live.meter import Meter
 from live.metrics import Metrics
 from live.pages import page_routes
 from live.panel_pages import panel_routes
 from live.parts import Parts
+from live.queue import Deferred, make_queue
 from live.report import Report
 from live.rooms import Rooms
 from live.routes import http_routes
@@ -43,6 +58,7 @@ from membership.addresses import Addresses
 from membership.audience import ShowAudiences
 from membership.audit import Audit
 from membership.behaviour import Behaviour
+from membership.campaigns import Campaigns
 from membership.members import Members
 from membership.notices import Notices
 from membership.personal import PERSONAL
@@ -68,23 +84,72 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
     queue = make_queue(settings.database_url)
     await queue.open_async()
     scripts = Scripts(redis)
+    metrics.watch_scripts(scripts.counted)
     audiences = ShowAudiences(scripts)
     notices = Notices(redis)
-    members = Members(notices, personal=(*PERSONAL, *PERSONAL_OF_BALLOTS, *PERSONAL_OF_ORDERS))
+    members = Members(
+        notices, personal=(*PERSONAL, *PERSONAL_OF_BALLOTS, *PERSONAL_OF_ORDERS, *PERSONAL_OF_CASES)
+    )
     plans = Plans(notices, settings.secret, timezone=settings.timezone)
-    points = Points(notices)
+    points = Points(notices, timezone=settings.timezone, months=settings.points_months)
     addresses = Addresses()
-    products = Products()
-    quotes = Quotes(settings.secret, products=products, currency=settings.currency)
-    offers = Offers(scripts, audiences, products)
-    seats = Seats(scripts, notices, members.facts, database.transaction)
-    orders = Orders(scripts, quotes, plans, points, notices, addresses, seats)
-    benefits = Benefits(scripts, audiences, notices, members.facts)
+    approvals = Approvals()
+    budgets = Budgets(
+        timezone=settings.timezone,
+        benefit_fen=settings.budget_benefit_fen,
+        show_fen=settings.budget_show_fen,
+        month_fen=settings.budget_month_fen,
+    )
+    costs = Costs(budgets)
+    incidents = Incidents(scripts, notices)
+    guards = Guards(
+        approvals,
+        budgets,
+        incidents,
+        provider=settings.payment_provider,
+        approve_above_fen=settings.approve_above_fen,
+        rebate_cap_percent=settings.rebate_cap_percent,
+    )
+    products = Products(guards)
+    coupons = Coupons(notices, guards)
+    campaigns = Campaigns()
+    member_day = _member_day(settings)
+    quotes = Quotes(
+        settings.secret,
+        products=products,
+        coupons=coupons,
+        points=points,
+        plans=plans,
+        campaigns=campaigns,
+        currency=settings.currency,
+        timezone=settings.timezone,
+        member_day=member_day,
+    )
+    offers = Offers(scripts, audiences, products, member_day=member_day, guards=guards)
+    grants = Grants(points, coupons)
+    seats = Seats(scripts, notices, members.facts, database.transaction, grants)
+    orders = Orders(
+        scripts,
+        quotes,
+        plans,
+        points,
+        coupons,
+        notices,
+        addresses,
+        seats,
+        secret=settings.secret,
+        guards=guards,
+    )
+    benefits = Benefits(scripts, audiences, notices, members.facts, grants, guards)
     comments = Comments(scripts, audiences)
     polls = Polls(scripts, audiences)
     provider = _provider(settings)
+    payments = Payments(orders, plans, seats, provider, notices)
+    stock = Stock()
+    refunds = Refunds(payments, orders, points, stock)
+    meter = Meter(scripts, costs, approvals, incidents, settings.payment_provider)
     rooms = Rooms()
-    shows = Shows(scripts, database, comments, polls, offers, benefits, Deferred(queue).after_show)
+    shows = Shows(scripts, database, comments, polls, offers, benefits, Deferred(queue).after_show, incidents)
     return Parts(
         settings=settings,
         metrics=metrics,
@@ -111,23 +176,51 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
         polls=polls,
         reactions=Reactions(scripts),
         products=products,
+        stock=stock,
+        approvals=approvals,
+        budgets=budgets,
+        costs=costs,
+        incidents=incidents,
+        guards=guards,
+        coupons=coupons,
+        campaigns=campaigns,
+        savings=SavingsMeter(plans, member_day=member_day),
         quotes=quotes,
         offers=offers,
         orders=orders,
-        payments=Payments(orders, plans, seats, provider, notices),
+        payments=payments,
+        refunds=refunds,
+        plan_refunds=PlanRefunds(
+            payments,
+            orders,
+            plans,
+            seats,
+            member_day=quotes.member_day,
+            later="pro_rata" if settings.plan_refund_later == "pro_rata" else "end",
+        ),
+        fulfilment=Fulfilment(orders),
+        after_sales=AfterSales(orders, refunds, notices),
         provider=provider,
         refused_webhooks=RefusedWebhooks(),
         seats=seats,
         benefits=benefits,
-        claims=Claims(scripts, notices, database.transaction),
+        claims=Claims(scripts, notices, database.transaction, grants, refunds.give),
         receipts=Receipts(settings.secret),
         rooms=rooms,
         shows=shows,
         cues=Cues(offers, benefits, polls, comments, products, shows),
-        report=Report(comments, polls, shows),
+        meter=meter,
+        report=Report(comments, polls, shows, meter),
         show_log=ShowLog(redis, scripts),
         queue=queue,
     )
+
+
+def _member_day(settings: Settings) -> MemberDay | None:
+    """The shop's day of the month for members, if it has one."""
+    if not settings.member_day:
+        return None
+    return MemberDay(settings.member_day, settings.member_day_percent, zone=settings.timezone)
 
 
 def _provider(settings: Settings) -> PaymentProvider:

@@ -75,7 +75,8 @@ class Range(Message, tag="range", frozen=True, kw_only=True):
 
 
 class State(Message, tag="state", frozen=True, kw_only=True):
-    """The latest of one thing: show, pinned, announcement, presence, reactions, poll:…, offer:…, benefit:…"""
+    """The latest of one thing: show, pinned, announcement, presence, reactions, poll:…, offer:…, benefit:…,
+    incident (selling is paused: reason, since), and for staff costs (the cost meter)."""
 
     key: str
     version: int
@@ -152,6 +153,10 @@ class PointsChanged(Message, tag="points.changed", frozen=True, kw_only=True):
     """Your points have changed."""
 
 
+class CouponsChanged(Message, tag="coupons.changed", frozen=True, kw_only=True):
+    """Your coupons have changed."""
+
+
 class Notice(Message, tag="notice", frozen=True, kw_only=True):
     """Something only you are told."""
 
@@ -161,7 +166,7 @@ class Notice(Message, tag="notice", frozen=True, kw_only=True):
 
 OWN: Final[tuple[type[msgspec.Struct], ...]] = (
     Welcome, Range, State, Ok, Refused, Gap, Reconnect, Ping, YouChanged, Muted,
-    BenefitWon, SeatHeld, SeatLapsed, PointsChanged, Notice,
+    BenefitWon, SeatHeld, SeatLapsed, PointsChanged, CouponsChanged, Notice,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from commerce.benefits import benefit_keys
+from commerce.benefit_counters import benefit_keys
 from commerce.offers import ORDER_KEYS
 from live.archive import ArchiveDraft
 from membership.actor import BenefitId, ShowId
@@ -48,14 +48,42 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
     (
         "benefits",
         """SELECT id, title, body, what, value_fen, quota, per_person, needs, audience, seat_s, status,
-            opened_by, opened_at, closes_at, closed_at
+            coupon_rule, points, products, until_at, cap_fen, min_fen, newly_joined_s, watched_s, first_order,
+            renewals, opened_by, opened_at, starts_at, closes_at, closed_at
         FROM benefits WHERE show_id = %(show)s ORDER BY id""",
     ),
     (
+        "benefit_costs",  # beside what the terms say that one piece costs at most
+        """SELECT c.benefit_id, c.piece_fen, c.month, greatest(b.value_fen, CASE b.what
+            WHEN 'points' THEN b.points WHEN 'free_order' THEN b.cap_fen
+            WHEN 'coupon' THEN (SELECT coalesce(r.off_fen, r.max_off_fen, 0)
+                                FROM coupon_rules r WHERE r.id = b.coupon_rule) END) AS most_fen
+        FROM benefit_costs c JOIN benefits b ON b.id = c.benefit_id
+        WHERE b.show_id = %(show)s ORDER BY c.benefit_id""",
+    ),
+    (
+        "approvals",
+        """SELECT id, act, subject, rules, asked_by, asked_at, expires_at, state, decided_by, decided_at, used_at
+        FROM approvals WHERE show_id = %(show)s ORDER BY id""",
+    ),
+    (
         "claims",
-        """SELECT c.id, c.benefit_id, c.member_id, c.nth, c.rank, c.payment_id, c.state, c.claimed_at,
-            c.settled_at
+        """SELECT c.id, c.benefit_id, c.member_id, c.nth, c.rank, c.payment_id, c.order_id, c.joined_by, c.state,
+            c.claimed_at, c.settled_at
         FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
+        WHERE b.show_id = %(show)s ORDER BY c.benefit_id, c.rank""",
+    ),
+    (
+        "grants",  # with what the other books say of each
+        """SELECT g.claim_id, g.member_id, g.what, g.points, g.coupon_id, g.order_id, g.amount_fen, g.products,
+            g.until_at, g.given_at, g.undone_at,
+            (SELECT coalesce(sum(e.amount), 0)::bigint FROM points_entries e
+             WHERE e.cause = 'claim:' || g.claim_id AND e.kind IN ('earn', 'reverse')) AS points_booked,
+            (SELECT u.state FROM coupons u WHERE u.id = g.coupon_id) AS coupon_state,
+            (SELECT coalesce(sum(f.money_fen), 0)::bigint FROM order_refunds f
+             WHERE f.cause = 'claim:' || g.claim_id) AS sent_fen
+        FROM benefit_grants g JOIN benefit_claims c ON c.id = g.claim_id
+        JOIN benefits b ON b.id = c.benefit_id
         WHERE b.show_id = %(show)s ORDER BY c.benefit_id, c.rank""",
     ),
     (
@@ -77,7 +105,7 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
     ),
     (
         "joins",
-        """SELECT ordinal, member_id, payment_id, recorded_at, refunded_at FROM show_joins
+        """SELECT ordinal, member_id, payment_id, renewal, recorded_at, refunded_at FROM show_joins
         WHERE show_id = %(show)s ORDER BY ordinal""",
     ),
     (
@@ -88,16 +116,35 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
     ),
     (
         "orders",
-        """SELECT id, kind, member_id, state, plan_id, currency, goods_fen, freight_fen, total_fen,
-            points_bonus_percent, placed_at, hold_until, paid_at, closed_at
+        """SELECT id, kind, member_id, state, plan_id, currency, goods_fen, coupon_fen, points_fen,
+            freight_fen, total_fen, points_bonus_percent, points_campaigns, placed_at, hold_until, paid_at, closed_at
         FROM orders WHERE show_id = %(show)s ORDER BY id""",
     ),
     (
         "order_lines",
         """SELECT l.order_id, l.position, l.kind, l.offer_id, l.product_id, l.name, l.quantity, l.unit_fen,
-            l.line_fen, l.gift_value_fen, l.winner, l.candidates, l.piece
+            l.line_fen, l.coupon_fen, l.points_fen, l.gift_value_fen, l.winner, l.candidates, l.piece
         FROM order_lines l JOIN orders o ON o.id = l.order_id
         WHERE o.show_id = %(show)s ORDER BY l.order_id, l.position""",
+    ),
+    (
+        "order_coupons",  # with the coupon as it is now
+        """SELECT c.order_id, c.coupon_id, c.kind, c.off_fen, u.member_id, u.state, u.order_id AS had_by
+        FROM order_coupons c JOIN orders o ON o.id = c.order_id JOIN coupons u ON u.id = c.coupon_id
+        WHERE o.show_id = %(show)s ORDER BY c.order_id, c.coupon_id""",
+    ),
+    (
+        "order_pieces",
+        """SELECT w.order_id, w.product_id, w.source, w.quantity, w.state, w.returned
+        FROM order_pieces w JOIN orders o ON o.id = w.order_id
+        WHERE o.show_id = %(show)s ORDER BY w.order_id, w.product_id, w.source""",
+    ),
+    (
+        "bundle_parts",
+        """SELECT b.bundle_id, b.part_id, b.quantity FROM bundle_parts b WHERE b.bundle_id IN (
+            SELECT l.product_id FROM order_lines l JOIN orders o ON o.id = l.order_id
+            WHERE o.show_id = %(show)s)
+        ORDER BY b.bundle_id, b.part_id""",
     ),
     (
         "payment_starts",
@@ -119,6 +166,33 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
         WHERE o.show_id = %(show)s ORDER BY r.id""",
     ),
     (
+        "refunds",
+        """SELECT r.id, r.order_id, r.position, r.quantity, r.money_fen, r.points, r.earned, r.restocked, r.cause,
+            r.refunded_by, r.refunded_at, l.quantity AS bought,
+            l.line_fen - l.coupon_fen - l.points_fen AS paid_fen, l.points_fen AS points_paid
+        FROM order_refunds r JOIN orders o ON o.id = r.order_id
+        LEFT JOIN order_lines l ON l.order_id = r.order_id AND l.position = r.position
+        WHERE o.show_id = %(show)s ORDER BY r.id""",
+    ),
+    (
+        "plan_refunds",
+        """SELECT r.payment_id, r.order_id, r.way, r.fee_fen, r.price_fen, r.freight_fen, r.gifts_fen, r.time_fen,
+            r.payable_fen, r.refunded_at
+        FROM plan_refunds r JOIN orders o ON o.id = r.order_id
+        WHERE o.show_id = %(show)s ORDER BY r.order_id""",
+    ),
+    (
+        "cases",
+        """SELECT c.id, c.order_id, c.kind, c.state, c.opened_at, c.closed_at, c.act, c.amount_fen, c.points
+        FROM after_sales_cases c JOIN orders o ON o.id = c.order_id
+        WHERE o.show_id = %(show)s ORDER BY c.id""",
+    ),
+    (
+        "parcels",
+        """SELECT s.id, s.order_id, s.case_id, s.sent_at, s.returned_at
+        FROM parcels s JOIN orders o ON o.id = s.order_id WHERE o.show_id = %(show)s ORDER BY s.id""",
+    ),
+    (
         "payment_decisions",
         """SELECT x.payment_id, x.act, x.note, x.decided_by, x.decided_at
         FROM payment_decisions x JOIN payments p ON p.id = x.payment_id JOIN orders o ON o.id = p.order_id
@@ -133,7 +207,8 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
     ),
     (
         "points",
-        """SELECT e.id, e.member_id, e.lot_id, e.kind, e.amount, e.reason, e.cause, e.active_from, e.at
+        """SELECT e.id, e.member_id, e.lot_id, e.kind, e.amount, e.reason, e.cause, e.part, e.active_from,
+            e.expires_at, e.at
         FROM points_entries e JOIN orders o ON e.cause = 'order:' || o.id
         WHERE o.show_id = %(show)s ORDER BY e.id""",
     ),
@@ -210,6 +285,9 @@ class Marks(Struct, frozen=True):
     untold: set[str]  # claims
     generation: int
     benefits: dict[str, tuple[int, int]]  # generation and version
+    stock: tuple[
+        Row, ...
+    ] = ()  # of each product on offer or sold, and of bundles' parts: what both books say
 
 
 async def read_rows(conn: Connection, show: ShowId, archive: ArchiveDraft) -> Books:
@@ -263,7 +341,35 @@ async def read_marks(conn: Connection, show: ShowId) -> Marks:
         untold={each["id"] for each in await claims.fetchall()},
         generation=row["generation"],
         benefits={each["id"]: (each["generation"], each["version"]) for each in await generations.fetchall()},
+        stock=await read_stock(conn, show),
     )
+
+
+async def read_stock(conn: Connection, show: ShowId) -> tuple[Row, ...]:
+    """The stock of what the show offered and sold, beside both books of it, in every show and none."""
+    rows = await conn.execute(
+        """
+        WITH mine AS (
+            SELECT product_id AS id FROM offers WHERE show_id = %(show)s
+            UNION SELECT w.product_id FROM order_pieces w JOIN orders o ON o.id = w.order_id
+                WHERE o.show_id = %(show)s
+        )
+        SELECT p.id::text AS id, p.sku, p.bundle, p.stock, p.presale_cap, p.presale_taken,
+            coalesce((SELECT sum(e.delta) FROM stock_entries e WHERE e.product_id = p.id), 0)::bigint
+                AS entered,
+            coalesce(w.at_hand, 0)::bigint AS at_hand, coalesce(w.to_come, 0)::bigint AS to_come
+        FROM products p LEFT JOIN LATERAL (
+            SELECT sum(quantity - returned) FILTER (WHERE source = 'stock') AS at_hand,
+                sum(quantity - returned) FILTER (WHERE source = 'presale') AS to_come
+            FROM order_pieces WHERE product_id = p.id AND state = 'taken'
+        ) w ON true
+        WHERE p.id IN (SELECT id FROM mine) OR p.id IN (
+            SELECT b.part_id FROM bundle_parts b WHERE b.bundle_id IN (SELECT id FROM mine))
+        ORDER BY p.id
+        """,
+        {"show": show},
+    )
+    return tuple(await rows.fetchall())
 
 
 async def read_counters(client: Redis, show: ShowId, benefits: Sequence[BenefitId]) -> Counters | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from commerce.freight import FreightRow
 from commerce.products import Product, ProductInput
 from live.cues import CueInput
 from live.rooms import Room, RoomInput
@@ -25,6 +26,8 @@ CROWD_KEY: Final = "crowd of the demo"
 STARTS_IN: Final = timedelta(minutes=10)
 BUILDER: Final = Actor(kind="job", id="brand", name="brand", role="owner", permissions=PERMISSIONS["owner"])
 
+BUDGET_FEN: Final = 2_000_000  # what the gifts of one evening may cost
+
 PRODUCTS: Final = (
     ProductInput(
         sku="SL-RICE-5",
@@ -34,6 +37,7 @@ PRODUCTS: Final = (
         image="/static/demo/rice.svg",
         list_fen=12_800,
         member_fen=10_900,
+        cost_fen=7_800,
         stock=600,
         tag_name="有机大米",
         gift_text="杂粮试吃装 5 包",
@@ -47,6 +51,7 @@ PRODUCTS: Final = (
         image="/static/demo/porridge.svg",
         list_fen=3_990,
         member_fen=3_290,
+        cost_fen=2_100,
         stock=800,
         tag_name="杂粮粥",
     ),
@@ -58,6 +63,7 @@ PRODUCTS: Final = (
         image="/static/demo/soy.svg",
         list_fen=2_980,
         member_fen=2_480,
+        cost_fen=1_500,
         stock=500,
         tag_name="低钠酱油",
     ),
@@ -68,6 +74,7 @@ PRODUCTS: Final = (
         unit="把",
         image="/static/demo/noodles.svg",
         list_fen=2_690,
+        cost_fen=1_500,
         stock=900,
         tag_name="有机挂面",
     ),
@@ -79,6 +86,7 @@ PRODUCTS: Final = (
         image="/static/demo/oil.svg",
         list_fen=6_990,
         member_fen=5_990,
+        cost_fen=4_200,
         stock=400,
         tag_name="菜籽油",
     ),
@@ -92,6 +100,7 @@ PRODUCTS: Final = (
         member_fen=3_890,
         member_price_audience=PLAN_MEMBERS,
         audience=PLAN_MEMBERS,
+        cost_fen=2_400,
         stock=300,
         tag_name="黑芝麻糊",
     ),
@@ -176,11 +185,20 @@ def cues_of(products: dict[str, Product]) -> list[CueInput]:
     ]
 
 
+FREIGHT = (
+    FreightRow(flat_fen=800, free_from_fen=9_900, days_min=2, days_max=4),
+    FreightRow(region="新疆", flat_fen=2_000, days_min=5, days_max=9),
+    FreightRow(region="西藏", flat_fen=2_000, days_min=6, days_max=10),
+)
+
+
 async def load(parts: Parts) -> Demo:
     """Make what is not there yet; a show that has ended is followed by a new one."""
     async with parts.database.transaction() as t:
         await t.conn.execute("SELECT pg_advisory_xact_lock(%s)", (0x6272616E64,))
         products = await _products(parts, t)
+        if not await parts.quotes.freight.is_set(t.conn):
+            await parts.quotes.freight.set(t, BUILDER, FREIGHT)
         if not await parts.plans.all(t.conn):
             await parts.plans.create(t, PLAN)
         open_room = await _room(parts, t, "huiyuan-jiankang-ye", RoomInput(
@@ -199,6 +217,7 @@ async def load(parts: Parts) -> Demo:
         for made in (show, members_show):
             if not await parts.cues.list(t.conn, made.id):
                 await parts.cues.put(t, BUILDER, made.id, cues_of(products))
+                await parts.budgets.set(t, BUILDER, "show", made.id, BUDGET_FEN)
     for made, live in ((show, False), (members_show, True)):
         await _bring_on(parts, made, live)
     async with parts.database.transaction() as t:

@@ -40,6 +40,7 @@ from live.comparison import (
     differences,
     differences_from_counters,
     differences_from_log,
+    differences_of_stock,
     is_whole,
     waiting,
 )
@@ -118,7 +119,7 @@ class Closer:
         made = Closing(show=show.id, title=show.title, totals=totals(books), notes=tuple(notes))
         if under_way := tuple(waiting(books, counters, marks)):
             return msgspec.structs.replace(made, waiting=under_way)
-        found = [*differences(show.id, books)]
+        found = [*differences(show.id, books), *differences_of_stock(marks)]
         if whole_log:
             found += differences_from_log(books)
         if counters is not None:

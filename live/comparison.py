@@ -13,10 +13,14 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from commerce.order_book import PAID
 from commerce.receipts import Receipt, digest_of, read_core
+from commerce.spending import ENDED, LOWERED
 from live.books import Books, Counters, Marks, Row
-from membership.actor import ShowId, public_id
-from membership.points import GOODS_EVENT, lots_for_goods
+from membership.actor import ProductId, ShowId, public_id
+from membership.campaigns import Holding, bases
+from membership.moment import in_ms
+from membership.points import lots_for_goods
 
 POSTGRES: Final = "PostgreSQL"
 REDIS: Final = "Redis"
@@ -42,12 +46,18 @@ Found = Iterator[Difference]
 def differences(show: ShowId, books: Books) -> Found:
     """The rows with each other and with their receipts."""
     yield from _check_claims(books)
+    yield from _check_grants(books)
+    yield from _check_guards(books)
     yield from _check_receipts(show, books)
     yield from _check_orders(books)
     yield from _check_payments(books)
+    yield from _check_refunds(books)
+    yield from _check_parcels(books)
     yield from _check_joins(books)
     yield from _check_points(books)
+    yield from _check_discounts(books)
     yield from _check_offers(books)
+    yield from _check_pieces(books)
     yield from _check_polls(books)
 
 
@@ -63,6 +73,21 @@ def differences_from_counters(books: Books, counters: Counters, marks: Marks) ->
     yield from _check_benefit_counters(books, counters, marks)
     yield from _check_offer_counters(books, counters)
     yield from _check_poll_counters(books, counters, marks)
+
+
+def differences_of_stock(marks: Marks) -> Found:
+    """Every piece of what was on offer: what came in, less what orders took and did not give back."""
+    for row in marks.stock:
+        subject = f"stock of {row['sku']}"
+        at_hand = row["entered"] - row["at_hand"]
+        if row["stock"] != at_hand:
+            yield difference(subject, POSTGRES, f"{at_hand} (its ledger less its orders)", row["stock"])
+        if row["presale_taken"] != row["to_come"]:
+            yield difference(
+                f"pre-sale of {row['sku']}", POSTGRES, f"{row['to_come']} (its orders)", row["presale_taken"]
+            )
+        if row["stock"] < 0 or row["presale_taken"] > (row["presale_cap"] or 0):
+            yield difference(f"{subject}: a bound", POSTGRES, "kept", f"{row['stock']} at hand")
 
 
 def is_whole(books: Books, counters: Counters) -> bool:
@@ -126,7 +151,14 @@ def _check_claims(books: Books) -> Found:
             subject = f"{name} rank {claim['rank']}"
             if claim["rank"] > benefit["quota"]:
                 yield difference(subject, POSTGRES, f"at most {benefit['quota']}", claim["rank"])
-            if benefit["needs"] == "nothing":
+            if benefit["needs"] == "order":
+                order = orders.get(claim["order_id"] or "")
+                owner = order["member_id"] if order and order["paid_at"] else "none that was paid"
+                if owner != claim["member_id"]:
+                    yield difference(
+                        f"{subject}: the order that earned it", POSTGRES, claim["member_id"], owner
+                    )
+            if benefit["needs"] != "join":
                 continue
             payment = payments.get(claim["payment_id"])
             order = orders.get(payment["order_id"]) if payment else None
@@ -144,6 +176,59 @@ def _check_claims(books: Books) -> Found:
                 yield difference(f"{subject}: its seat", POSTGRES, "confirmed", "not confirmed")
         for member in sorted(confirmed - seated):
             yield difference(f"{name}: seat of {member}", POSTGRES, "a claim", "none")
+
+
+def _check_grants(books: Books) -> Found:
+    """What each claim brought is booked where it belongs, and is taken back exactly when it was recalled."""
+    claims = books.by("claims", "benefit_id")
+    grants = {row["claim_id"]: row for row in books.rows["grants"]}
+    for benefit in books.rows["benefits"]:
+        brings = benefit["coupon_rule"] or benefit["points"] or benefit["products"] or benefit["cap_fen"]
+        for claim in claims[benefit["id"]]:
+            subject = f"{_benefit_name(benefit)} rank {claim['rank']}"
+            grant = grants.get(claim["id"])
+            if grant is None or not brings:
+                if (grant is None) == bool(brings):
+                    yield difference(
+                        f"{subject}: what it brings",
+                        POSTGRES,
+                        benefit["what"] if brings else "nothing",
+                        grant["what"] if grant else "nothing",
+                    )
+                continue
+            is_back = claim["state"] == "recalled" and grant["what"] != "free_order"
+            if is_back != (grant["undone_at"] is not None):
+                yield difference(
+                    f"{subject}: what it brought",
+                    POSTGRES,
+                    "taken back" if is_back else "given",
+                    "given" if is_back else "taken back",
+                )
+            booked: dict[str, tuple[object, object]] = {
+                "points": (0 if is_back else benefit["points"], grant["points_booked"]),
+                "money of the order": (grant["amount_fen"], grant["sent_fen"]),
+            }
+            if grant["what"] == "coupon" and not is_back and grant["coupon_state"] in (None, "void"):
+                booked["coupon"] = "in its owner's hands", grant["coupon_state"] or "none"
+            if grant["what"] == "coupon" and is_back and grant["coupon_state"] == "free":
+                booked["coupon"] = "void", "free"
+            for name, (expected, found) in booked.items():
+                if expected != found:
+                    yield difference(f"{subject}: {name}", POSTGRES, expected, found)
+
+
+def _check_guards(books: Books) -> Found:
+    """What a piece costs is what its terms say; what was granted was granted by another, and used in time."""
+    for row in books.rows["benefit_costs"]:
+        if row["piece_fen"] != row["most_fen"]:
+            subject = f"benefit {row['benefit_id']}: cost of a piece in fen"
+            yield difference(subject, POSTGRES, f"{row['most_fen']} (its terms)", row["piece_fen"])
+    for row in books.rows["approvals"]:
+        subject = f"approval {row['id']}"
+        if row["state"] != "asked" and row["decided_by"] in (None, row["asked_by"]):
+            yield difference(f"{subject}: who decided", POSTGRES, "a second person", row["decided_by"])
+        if row["used_at"] is not None and not row["decided_at"] <= row["used_at"] <= row["expires_at"]:
+            yield difference(f"{subject}: when it was used", POSTGRES, "while it held", row["used_at"])
 
 
 def _check_receipts(show: ShowId, books: Books) -> Found:
@@ -208,6 +293,7 @@ def _check_orders(books: Books) -> Found:
     lines = books.by("order_lines", "order_id")
     payments = books.by("payments", "order_id")
     returns = books.by("payment_returns", "payment_id")
+    plan_refunds = {row["order_id"]: row for row in books.rows["plan_refunds"]}
     for order in books.rows["orders"]:
         subject = f"order {order['id']}"
         goods = sum(line["line_fen"] for line in lines[order["id"]])
@@ -215,16 +301,19 @@ def _check_orders(books: Books) -> Found:
             yield difference(f"{subject}: goods in fen", POSTGRES, f"{goods} (its lines)", order["goods_fen"])
         accepted = [row for row in payments[order["id"]] if row["outcome"] == "accepted"]
         is_paid = order["paid_at"] is not None
-        if is_paid != bool(accepted) or len(accepted) > 1:
+        # Of nothing, no money comes: such an order is paid by being placed.
+        if (is_paid and order["total_fen"] > 0) != bool(accepted) or len(accepted) > 1:
             yield difference(f"{subject}: accepted payments", POSTGRES, int(is_paid), len(accepted))
             continue
-        if is_paid != (order["state"] in ("paid", "refunded")):
+        if is_paid != (order["state"] in (*PAID, "refunded")):
             expected = "paid or refunded" if is_paid else "cancelled or expired"
             yield difference(f"{subject}: state", POSTGRES, expected, order["state"])
         for payment in accepted:
             back = sum(row["amount_fen"] for row in returns[payment["id"]])
-            if order["state"] == "refunded" and back != payment["amount_fen"]:
-                yield difference(f"{subject}: sent back in fen", POSTGRES, payment["amount_fen"], back)
+            bill = plan_refunds.get(order["id"])
+            due = payment["amount_fen"] - (0 if bill is None else bill["fee_fen"] - bill["payable_fen"])
+            if order["state"] == "refunded" and back != due:
+                yield difference(f"{subject}: sent back in fen", POSTGRES, due, back)
 
 
 def _check_payments(books: Books) -> Found:
@@ -251,6 +340,70 @@ def _check_payments(books: Books) -> Found:
         must_go = payment["outcome"] == "returned" or "return" in given_up
         if (must_go and back != payment["amount_fen"]) or back > payment["amount_fen"]:
             yield difference(f"{subject}: sent back in fen", POSTGRES, payment["amount_fen"], back)
+
+
+def _check_refunds(books: Books) -> Found:
+    """No piece, fen or point went back twice; each cause sent the money its lines say, and its points."""
+    payments = {row["order_id"]: row for row in books.rows["payments"] if row["outcome"] == "accepted"}
+    returns = {(row["payment_id"], row["reason"]): row["amount_fen"] for row in books.rows["payment_returns"]}
+    entries = books.by("points", "cause")
+    refunds = books.by("refunds", "order_id")
+    for order in books.rows["orders"]:
+        rows = refunds[order["id"]]
+        if not rows:
+            continue
+        subject = f"refunds of order {order['id']}"
+        lines: dict[int, Counter[str]] = defaultdict(Counter)
+        causes: Counter[str] = Counter()
+        for row in rows:
+            lines[row["position"]].update({name: row[name] for name in ("quantity", "money_fen", "points")})
+            causes[row["cause"]] += row["money_fen"]
+            bound = {
+                "quantity": row["bought"] or 0,
+                "money_fen": order["freight_fen"] if row["position"] == 0 else row["paid_fen"],
+                "points": row["points_paid"] or 0,
+            }
+            for name, most in bound.items():
+                if lines[row["position"]][name] > most:
+                    where = f"{subject}: line {row['position']}, {name}"
+                    yield difference(where, POSTGRES, f"at most {most}", lines[row["position"]][name])
+        payment = payments.get(order["id"])
+        for cause, money_fen in causes.items():
+            reason = cause if cause == "refund" else f"part:{cause}"
+            sent = 0 if payment is None else returns.get((payment["id"], reason), 0)
+            if sent != money_fen:
+                yield difference(f"{subject}: {cause} in fen", POSTGRES, money_fen, sent)
+        booked = {
+            kind: sum(row["amount"] for row in entries[f"order:{order['id']}"] if row["kind"] == kind)
+            for kind in ("restore", "reverse")
+        }
+        booked["restore"] -= sum(
+            row["amount"]
+            for row in entries[f"order:{order['id']}"]
+            if row["kind"] == "restore" and row["part"] in (ENDED, LOWERED)
+        )
+        restored = sum(row["points"] for row in rows)
+        if booked["restore"] != restored:
+            yield difference(f"{subject}: points restored", POSTGRES, restored, booked["restore"])
+        taken = sum(row["earned"] for row in rows)
+        if order["state"] != "refunded" and -booked["reverse"] != taken:
+            yield difference(f"{subject}: points taken back", POSTGRES, taken, -booked["reverse"])
+    for case in books.rows["cases"]:
+        back = sum(
+            row["money_fen"] for row in refunds[case["order_id"]] if row["cause"] == f"case:{case['id']}"
+        )
+        if (case["amount_fen"] or 0) != back:
+            yield difference(f"case {case['id']}: in fen", POSTGRES, back, case["amount_fen"] or 0)
+
+
+def _check_parcels(books: Books) -> Found:
+    """An order of goods is fulfilled exactly when a parcel of it was sent."""
+    sent = {row["order_id"] for row in books.rows["parcels"] if row["case_id"] is None}
+    for order in books.rows["orders"]:
+        if order["kind"] == "goods" and order["state"] in PAID:
+            expected = "fulfilled" if order["id"] in sent else "paid"
+            if order["state"] != expected:
+                yield difference(f"parcels of order {order['id']}", POSTGRES, expected, order["state"])
 
 
 def _check_joins(books: Books) -> Found:
@@ -287,10 +440,13 @@ def _check_joins(books: Books) -> Found:
 def _check_points(books: Books) -> Found:
     """Paid goods earned what their money gives, lot for lot; a refund took all of it back."""
     entries = books.by("points", "cause")
+    lines = books.by("order_lines", "order_id")
     for order in books.rows["orders"]:
         earned: dict[str, int] = {}
         net: Counter[str] = Counter()
         for entry in entries[f"order:{order['id']}"]:
+            if entry["kind"] not in ("earn", "reverse"):
+                continue
             if entry["kind"] == "earn":
                 earned[entry["reason"]] = entry["amount"]
             net[entry["lot_id"]] += entry["amount"]
@@ -298,14 +454,16 @@ def _check_points(books: Books) -> Found:
                 yield difference(
                     f"points of order {order['id']}: whose", POSTGRES, order["member_id"], entry["member_id"]
                 )
+        paid: Counter[ProductId] = Counter()
+        for line in lines[order["id"]]:
+            paid[line["product_id"]] += line["line_fen"] - line["coupon_fen"] - line["points_fen"]
+        held = msgspec.convert(order["points_campaigns"], list[Holding])
         expected = (
-            lots_for_goods(order["goods_fen"], order["points_bonus_percent"])
+            lots_for_goods(sum(paid.values()), order["points_bonus_percent"], *bases(held, paid))
             if order["kind"] == "goods" and order["paid_at"] is not None
             else {}
         )
         for reason in sorted(expected.keys() | earned.keys()):
-            if reason.startswith(GOODS_EVENT):
-                continue  # an event's own percent stands in the event's rule
             if expected.get(reason, 0) != earned.get(reason, 0):
                 yield difference(
                     f"points of order {order['id']} ({reason})",
@@ -317,6 +475,41 @@ def _check_points(books: Books) -> Found:
             yield difference(
                 f"points of order {order['id']} after its refund", POSTGRES, 0, sum(net.values())
             )
+
+
+def _check_discounts(books: Books) -> Found:
+    """What coupons and points took off is on the lines, is spent, and is back where the order came to nothing."""
+    lines = books.by("order_lines", "order_id")
+    coupons = books.by("order_coupons", "order_id")
+    entries = books.by("points", "cause")
+    refunds = books.by("refunds", "order_id")
+    for order in books.rows["orders"]:
+        subject = f"order {order['id']}"
+        for name in ("coupon_fen", "points_fen"):
+            on_lines = sum(line[name] for line in lines[order["id"]])
+            if on_lines != order[name]:
+                yield difference(f"{subject}: {name}", POSTGRES, f"{on_lines} (its lines)", order[name])
+        off_fen = sum(row["off_fen"] for row in coupons[order["id"]] if row["kind"] != "freight")
+        if off_fen != order["coupon_fen"]:
+            yield difference(f"{subject}: taken off by coupons", POSTGRES, order["coupon_fen"], off_fen)
+        stands = order["state"] in ("placed", *PAID)
+        spent = -sum(
+            row["amount"] for row in entries[f"order:{order['id']}"] if row["kind"] in ("spend", "restore")
+        )
+        back = sum(row["points"] for row in refunds[order["id"]])
+        due = order["points_fen"] - back if stands else 0
+        if spent != due:
+            yield difference(f"{subject}: points spent", POSTGRES, due, spent)
+        state = "held" if order["state"] == "placed" else "used"
+        for row in coupons[order["id"]]:
+            name = f"{subject}: coupon {row['coupon_id']}"
+            if row["member_id"] != order["member_id"]:
+                yield difference(f"{name}: whose", POSTGRES, order["member_id"], row["member_id"])
+            has_it = row["had_by"] == order["id"]
+            if stands and not (has_it and row["state"] == state):
+                yield difference(name, POSTGRES, f"{state} by it", row["state"])
+            elif not stands and has_it:
+                yield difference(name, POSTGRES, "given back", row["state"])
 
 
 def _check_offers(books: Books) -> Found:
@@ -332,6 +525,32 @@ def _check_offers(books: Books) -> Found:
             )
         if offer["status"] != "closed":
             yield difference(f"{subject}: status", POSTGRES, "closed", offer["status"])
+
+
+def _check_pieces(books: Books) -> Found:
+    """What an order took is what its lines say, bundles as their parts; all of it while it is paid, and nothing
+    once it ended unpaid."""
+    parts = books.by("bundle_parts", "bundle_id")
+    pieces = books.by("order_pieces", "order_id")
+    lines = books.by("order_lines", "order_id")
+    for order in books.rows["orders"]:
+        subject = f"pieces of order {order['id']}"
+        wanted: Counter[str] = Counter()
+        for line in lines[order["id"]]:
+            if line["kind"] != "goods":
+                continue
+            for part in parts[line["product_id"]] or [{"part_id": line["product_id"], "quantity": 1}]:
+                wanted[part["part_id"]] += part["quantity"] * line["quantity"]
+        written: Counter[str] = Counter()
+        for row in pieces[order["id"]]:
+            written[row["product_id"]] += row["quantity"]
+            is_taken = row["state"] == "taken"
+            if order["state"] != "placed" and is_taken != (order["paid_at"] is not None):
+                expected = "not taken" if is_taken else "taken"
+                yield difference(f"{subject}: {row['product_id']}", POSTGRES, expected, row["state"])
+        for product in sorted(wanted.keys() | written.keys()):
+            if wanted[product] != written[product]:
+                yield difference(f"{subject}: {product}", POSTGRES, wanted[product], written[product])
 
 
 def _check_polls(books: Books) -> Found:
@@ -427,7 +646,7 @@ def _check_benefit_counters(books: Books, counters: Counters, marks: Marks) -> F
         }
         for field, number in (("confirmed", len(rows)), ("held", 0), ("queued", now.queued)):
             wanted[f"{field} as shown"] = number, counters.counts.get(f"benefit:{benefit['id']}|{field}", 0)
-        if benefit["needs"] == "nothing":
+        if benefit["needs"] != "join":
             wanted["ranks given"] = len(ranks | now.spare), now.terms.get("ranked")
         for field, (expected, is_now) in wanted.items():
             if str(expected) != str(is_now):
@@ -536,4 +755,4 @@ def _said(core: str) -> Receipt | None:
 
 
 def _ms(at: str) -> int:
-    return round(datetime.fromisoformat(at).timestamp() * 1000)
+    return in_ms(datetime.fromisoformat(at))

@@ -17,8 +17,10 @@ from chat.comments import TEXT_MAX, Comments, need
 from chat.messages import Results
 from chat.polls import Polls, check_poll
 from chat.text import bounded
-from commerce.benefits import BenefitInput, Benefits
-from commerce.offers import NoPromo, Offers
+from commerce.benefit_terms import BenefitInput, checked_terms
+from commerce.benefits import Benefits
+from commerce.guards import NoPromo
+from commerce.offers import Offers
 from commerce.products import Products
 from live.shows import Show, Shows, WrongStatus
 from membership.actor import Actor, BenefitId, OfferId, PollId, ProductId, ShowId, is_id, new_id
@@ -320,7 +322,7 @@ class Cues:
             case FlashPayload():
                 product = await self._products.get(conn, payload.product)
                 if product.no_promo:
-                    raise NoPromo
+                    raise NoPromo.of(product.id, product.name, "a flash sale")
                 if payload.flash_fen >= product.list_fen:
                     raise BadRequest("The flash price must be below the list price.")
             case PollPayload():
@@ -331,8 +333,11 @@ class Cues:
                 bounded(payload.text, TEXT_MAX, "An announcement")
             case BenefitInput():
                 bounded(payload.title, 60, "A benefit's title")
-                if payload.needs == "join" and payload.per_person != 1:
-                    raise BadRequest("A benefit for joining is given once to a person.")
+                payload = checked_terms(payload)
+                for early in payload.products:
+                    product = await self._products.get(conn, early)
+                    if product.no_promo:
+                        raise NoPromo.of(product.id, product.name, "a benefit")
         plain: dict[str, Any] = msgspec.to_builtins(payload)
         return plain
 

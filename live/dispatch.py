@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from chat.comments import POSTED_MAX, Posted, Said, badge_of, shown_name
 from chat.messages import CastBallot, PostComment, SendReaction
 from chat.standings import TalkStanding
 from chat.text import clean
-from commerce.claims import ClaimGatherer
+from commerce.claims import BATCH_MAX, WAITING_MAX, Won
 from commerce.messages import ClaimBenefit, PlaceOrder, QueueBenefit
 from live import protocol as wire
 from live.arrivals import Card
@@ -30,6 +31,7 @@ from live.hub import ShowHub
 from live.socket import Socket
 from membership.actor import Actor, BenefitId, ShowId, is_id, new_id, public_id
 from membership.behaviour import Record
+from membership.moment import in_ms
 from membership.plans import Term
 from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 
@@ -68,7 +70,13 @@ class Dispatch:
         self._node = node
         self.decode = msgspec.json.Decoder(Command).decode
         self._books = Circuit(node.now, (SqlError, OSError, TimeoutError))
-        self._claims = ClaimGatherer(parts.claims)
+        # No rest: a claim waits for nothing but the call under way.
+        self._claims: Together[tuple[ShowId, BenefitId], tuple[Actor, str, int | None], Won] = Together(
+            self._claim_together,
+            most=BATCH_MAX,
+            rest_s=0,
+            waiting_max=WAITING_MAX,
+        )
         self._lines: Together[ShowId, Said, Posted] = Together(
             parts.comments.post_many, most=POSTED_MAX, rest_s=LINES_REST_S, waiting_max=LINES_WAITING_MAX
         )
@@ -150,11 +158,31 @@ class Dispatch:
     async def _claim(
         self, socket: Socket, actor: Actor, show: ShowId, command: ClaimBenefit
     ) -> dict[str, Any]:
-        won = await self._claims.claim(show, BenefitId(command.benefit), actor, _key(command))
+        won = await self._claims.ask(
+            (show, BenefitId(command.benefit)), (actor, _key(command), socket.watching_since)
+        )
         reply: dict[str, Any] = {"rank": won.rank, "of": won.of, "nth": won.nth}
         if won.core:
             reply["receipt"] = self._parts.receipts.sign(won.core)
         return reply
+
+    async def _claim_together(
+        self, where: tuple[ShowId, BenefitId], asked: Sequence[tuple[Actor, str, int | None]]
+    ) -> Sequence[Won | Refusal]:
+        since = {
+            actor.member: began for actor, _, began in asked if actor.member is not None and began is not None
+        }
+        claims = [(actor, key) for actor, key, _ in asked]
+        return await self._parts.claims.claim_many(*where, claims, since, self._left(*where))
+
+    def _left(self, show: ShowId, benefit: BenefitId) -> int | None:
+        """What is left of a benefit by the state that the viewers here are shown."""
+        hub = self._node.hubs.get(show)
+        state = hub.states.get(f"benefit:{benefit}") if hub is not None else None
+        if state is None or not state.parts:
+            return None
+        taken = state.counts.get("confirmed", 0) + state.counts.get("held", 0)
+        return int(state.parts[0].d["quota"]) - taken
 
     async def _queue(
         self, socket: Socket, actor: Actor, show: ShowId, command: QueueBenefit
@@ -302,7 +330,7 @@ def _plan_of(term: Term | None) -> dict[str, Any] | None:
     return {
         "id": term.plan,
         "name": term.plan_name,
-        "ends_at": int(term.until.timestamp() * 1000),
+        "ends_at": in_ms(term.until),
         "trial": term.trial,
     }
 

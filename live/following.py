@@ -50,7 +50,8 @@ class Following:
         self._node = node
         self.up = True  # the log can be read
         self.down_since = 0  # ms, wall clock
-        self._followed: dict[ShowId, Position] = {}  # where each log stood when it was lost from sight
+        # Where each log stood when it was lost from sight, until that was compared: the first and the latest.
+        self._followed: dict[ShowId, tuple[Position, ...]] = {}
         self._rechecked: set[ShowId] = set()  # shows whose log could not be checked, and is looked at again
         self._reloading: dict[ShowId, asyncio.Task[None]] = {}
 
@@ -60,7 +61,10 @@ class Following:
             for hub in self._node.hubs.values():
                 hub.tell_local("log", None if up else {"up": False, "since": self.down_since})
         if not up and self.up:
-            self._followed = {show: Position.of(hub) for show, hub in self._node.hubs.items()}
+            self._followed = {
+                show: (*self._followed.get(show, ())[:1], Position.of(hub))
+                for show, hub in self._node.hubs.items()
+            }
         if up and not self.up:
             self._node.parts.scripts.forget_failures()  # it answers: nobody has to go and look
             self._node.spawn(self.check_positions())
@@ -148,27 +152,34 @@ class Following:
         found = await self._node.show_log.position(hub.show)
         if found is None:
             await self._node.parts.shows.agree(hub.show)
-            await self.reload(hub)
+            await self._start_anew(hub)
             return
         if hub.epoch != epoch:
             return  # read anew meanwhile
-        if found[0] == epoch:
-            before = self._followed.get(hub.show)
-            seen = await self._compared(hub, before if before and before.epoch == epoch else now, found[1])
-            self._followed.pop(hub.show, None)
-            if found[1] < now.seq or seen.agreed < seen.compared:
-                await self._node.parts.shows.renew(hub.show, epoch, seen)
-                await self.reload(hub)
-                return
-        else:
-            await self.reload(hub)
+        if found[0] != epoch:
+            await self._start_anew(hub)
             return
+        followed = self._followed.get(hub.show, ())
+        for known in [position for position in followed if position.epoch == epoch] or [now]:
+            seen = await self._compared(hub, known, found[1])
+            if seen.agreed < seen.compared:
+                break
+        if found[1] < now.seq or seen.agreed < seen.compared:
+            await self._node.parts.shows.renew(hub.show, epoch, seen)
+            await self._start_anew(hub)
+            return
+        if self._followed.get(hub.show) == followed:  # not lost from sight again meanwhile
+            self._followed.pop(hub.show, None)
         if hub.epoch != epoch:
             return
         if found[2] > hub.version:
             await self.refresh_states(hub)
         if found[1] > hub.seq:  # on its way, or a read that stalled without an error
             await self._refetch(hub)
+
+    async def _start_anew(self, hub: ShowHub) -> None:
+        await self.reload(hub)
+        self._followed.pop(hub.show, None)
 
     async def _compared(self, hub: ShowHub, known: Position, stored: int) -> Seen:
         """What this node saw beside what the store has at the same numbers.

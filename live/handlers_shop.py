@@ -7,11 +7,14 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta
 
-from commerce.benefits import Claim
+from commerce.bundles import Part, parts_of
+from commerce.claim_book import Claim
 from commerce.orders import Order
 from commerce.payments import NOTE_CHARS, Decision, PaymentRow
 from commerce.products import PriceEntry, Product, ProductInput, ProductPatch, Products
-from live.http import Answer, Body, Context, IdText, PageQuery, ShowText
+from commerce.stock import ROWS_MAX, StockEntry, StockOutcome, StockRow
+from live.asking import asking
+from live.http import Answer, Body, Context, IdText, KeyText, PageQuery, ShowText, refusal_noted
 from membership.actor import MemberId, OrderId, PaymentId, PlanId, ProductId, ShowId
 from membership.audience import EVERYONE, Audience
 from membership.members import FedRow, FeedRow, Member, display_name, mask_phone
@@ -47,6 +50,7 @@ class ProductCard(Answer, frozen=True, kw_only=True):
 
     product: Product
     prices: tuple[PriceEntry, ...]
+    parts: tuple[Part, ...] = ()  # of a bundle
 
 
 async def list_products(ctx: Context, query: ProductQuery) -> Page[Product]:
@@ -65,12 +69,16 @@ async def read_product(ctx: Context) -> ProductCard:
 
 async def _product_card(products: Products, conn: Connection, product: ProductId) -> ProductCard:
     found = await products.get(conn, product)
-    return ProductCard(product=found, prices=(await products.prices(conn, [found.id]))[found.id])
+    return ProductCard(
+        product=found,
+        prices=(await products.prices(conn, [found.id]))[found.id],
+        parts=(await parts_of(conn, [found.id]))[found.id] if found.bundle else (),
+    )
 
 
 async def create_product(ctx: Context, body: ProductInput) -> Product:
     """Add a product. Prices are in the currency's minor unit."""
-    async with ctx.transaction() as t:
+    async with asking(ctx), ctx.transaction() as t:
         made = await ctx.parts.products.create(t, ctx.actor, body)
         await ctx.audit(
             t, "product.create", f"product:{made.id}", {"sku": made.sku, "list_fen": made.list_fen}
@@ -79,10 +87,14 @@ async def create_product(ctx: Context, body: ProductInput) -> Product:
 
 
 async def update_product(ctx: Context, body: ProductPatch) -> Product:
-    """Change what is named and leave the rest. `stock_change` is a difference. Open quotes are honoured."""
+    """Change what is named and leave the rest. `stock_change` is a difference. Open quotes are honoured; offers
+    to people who may no longer know of the product end."""
     product = ProductId(ctx.path["product"])
-    async with ctx.transaction() as t:
+    async with asking(ctx), ctx.transaction() as t:
+        if body.status is not UNSET or body.audience is not UNSET:
+            await ctx.parts.offers.lock_open(t.conn, product)
         changed = await ctx.parts.products.update(t, ctx.actor, product, body)
+        await ctx.parts.offers.close_unfit(t, changed)
         named = [name for name in body.__struct_fields__ if getattr(body, name) is not UNSET]
         await ctx.audit(
             t,
@@ -93,13 +105,49 @@ async def update_product(ctx: Context, body: ProductPatch) -> Product:
     return changed
 
 
+class StockBody(Body, frozen=True, kw_only=True):
+    """Rows are worked through in their order. The same key again gives the same answer."""
+
+    key: KeyText
+    reason: Annotated[str, Meta(min_length=1, max_length=80, description="Delivery, count …: for the ledger")]
+    rows: Annotated[list[StockRow], Meta(min_length=1, max_length=ROWS_MAX)]
+
+
+class StockAnswer(Answer, frozen=True, kw_only=True):
+    """What became of each row, in order; a refused one leaves the others standing."""
+
+    rows: tuple[StockOutcome, ...]
+
+
+class StockQuery(PageQuery, frozen=True, kw_only=True):
+    product: IdText | None = None
+
+
+async def import_stock(ctx: Context, body: StockBody) -> StockAnswer:
+    """Change stocks by a difference, or set them where they still are what is expected. Free pieces are meant."""
+    async with ctx.transaction() as t:
+        outcomes = await ctx.parts.stock.take_in(t, ctx.actor, body.key, body.reason, body.rows)
+        counted = {word: sum(each.outcome == word for each in outcomes) for word in ("changed", "refused")}
+        await ctx.audit(t, "stock.import", "stock", {"key": body.key, "reason": body.reason, **counted})
+    return StockAnswer(rows=outcomes)
+
+
+async def list_stock_entries(ctx: Context, query: StockQuery) -> Page[StockEntry]:
+    """Every piece that came in or was counted away, other than by an order."""
+    product = None if query.product is None else ProductId(query.product)
+    async with ctx.reading() as conn:
+        return await ctx.parts.stock.entries(
+            conn, ctx.actor, product=product, cursor=query.cursor, limit=query.limit
+        )
+
+
 async def add_price(ctx: Context, body: PriceBody) -> PriceEntry:
     """Add a line to the product's price list: for whom, from when, until when."""
     product = ProductId(ctx.path["product"])
     for moment in (body.from_at, body.until_at):
         if moment is not None and not 2000 <= moment.year <= 2200:
             raise BadRequest("A price begins and ends between the years 2000 and 2200.")
-    async with ctx.transaction() as t:
+    async with asking(ctx), ctx.transaction() as t:
         entry = await ctx.parts.products.set_price(
             t, ctx.actor, product, body.unit_fen, body.audience, body.from_at, body.until_at
         )
@@ -125,6 +173,7 @@ class PlanPatch(Body, frozen=True, kw_only=True):
 async def create_plan(ctx: Context, body: PlanInput) -> Plan:
     """Put a plan on sale. What members bought does not change later: a new price is a new plan."""
     async with ctx.transaction() as t:
+        await ctx.parts.guards.check_plan(t.conn, body.points_bonus_percent)
         plan = await ctx.parts.plans.create(t, body)
         await ctx.audit(t, "plan.create", f"plan:{plan.id}", {"name": plan.name, "fee_fen": plan.fee_fen})
     return plan
@@ -134,6 +183,9 @@ async def update_plan(ctx: Context, body: PlanPatch) -> Plan:
     """Take a plan off sale, or put it back. Members who have it keep it."""
     plan = PlanId(ctx.path["plan"])
     async with ctx.transaction() as t:
+        if body.on_sale:
+            found = await ctx.parts.plans.get(t.conn, plan)
+            await ctx.parts.guards.check_plan(t.conn, found.points_bonus_percent)
         changed = await ctx.parts.plans.set_on_sale(t, plan, body.on_sale)
         await ctx.audit(t, "plan.set_on_sale", f"plan:{plan}", {"on_sale": body.on_sale})
     return changed
@@ -308,7 +360,7 @@ async def read_order(ctx: Context) -> PaidOrder:
 async def refund_order(ctx: Context) -> Order:
     """Send a paid order's money back in full. Points, plan and gift that came of it end with it."""
     order = OrderId(ctx.path["order"])
-    async with ctx.transaction() as t:
+    async with refusal_noted(ctx, "order.refund", f"order:{order}"), ctx.transaction() as t:
         refunded = await ctx.parts.payments.refund(t, ctx.actor, order)
         await ctx.audit(t, "order.refund", f"order:{order}", {"total_fen": refunded.total_fen})
     return refunded

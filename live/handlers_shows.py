@@ -9,6 +9,7 @@ import icalendar
 from msgspec import UNSET, Meta, UnsetType
 
 from commerce.offers import Offer
+from live.asking import asking
 from live.cues import Cue, CueInput
 from live.http import Answer, Body, Context, IdText, PageQuery, Raw
 from live.report import EndCard, LiveNumbers
@@ -271,7 +272,7 @@ async def put_cues(ctx: Context, body: CuesBody) -> Page[Cue]:
 
 async def run_cue(ctx: Context) -> Cue:
     """Run a cue as it was prepared: pin, flash, benefit, poll or announcement."""
-    async with ctx.transaction() as t:
+    async with asking(ctx), ctx.transaction() as t:
         await own_show(ctx, t.conn, ctx.show)
         cue = await ctx.parts.cues.run(t, ctx.actor, ctx.show, ctx.path["cue"])
         await ctx.audit(t, "cue.run", f"cue:{cue.id}", {"show": ctx.show, "kind": cue.kind})
@@ -311,7 +312,7 @@ async def list_offers(ctx: Context, query: PageQuery) -> Page[Offer]:
 
 async def open_offer(ctx: Context, body: OfferBody) -> Offer:
     """Put a product on offer. Viewers see it at once; quotes and orders refer to it."""
-    async with ctx.transaction() as t:
+    async with asking(ctx), ctx.transaction() as t:
         await own_show(ctx, t.conn, ctx.show)
         offer = await ctx.parts.offers.open(
             t,

@@ -10,7 +10,10 @@ from msgspec import Meta
 from chat.comments import Posted
 from chat.messages import Results
 from chat.polls import Poll, Tally
-from commerce.benefits import Benefit, BenefitCounts, BenefitInput, Claim
+from commerce.benefit_counters import BenefitCounts
+from commerce.benefit_terms import Benefit, BenefitInput
+from commerce.claim_book import Claim
+from live.asking import asking
 from live.handlers_shows import own_show
 from live.handlers_viewer import few_guesses
 from live.http import (
@@ -22,6 +25,7 @@ from live.http import (
     IdText,
     KeyText,
     PageQuery,
+    refusal_noted,
 )
 from membership.actor import PERMISSIONS, BenefitId, Permission, PollId, Role, RoomId, StaffId
 from membership.audience import EVERYONE, Audience
@@ -372,7 +376,8 @@ class WinnersQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 async def open_benefit(ctx: Context, body: BenefitInput) -> Benefit:
     """Open a benefit. Of one for joining, tonight's earlier joins are confirmed first, in payment order."""
-    async with ctx.transaction() as t:
+    subject = f"show:{ctx.show}"
+    async with asking(ctx), refusal_noted(ctx, "benefit.open", subject), ctx.transaction() as t:
         await own_show(ctx, t.conn, ctx.show)
         benefit = await ctx.parts.benefits.open(t, ctx.actor, ctx.show, body)
         await ctx.audit(
@@ -408,7 +413,8 @@ async def list_winners(ctx: Context, query: WinnersQuery) -> Page[Claim]:
 
 async def raise_quota(ctx: Context, body: QuotaBody) -> Benefit:
     """Raise N; it never falls. The queue is served from what is new."""
-    async with ctx.transaction() as t:
+    subject = f"benefit:{ctx.path['benefit']}"
+    async with asking(ctx), refusal_noted(ctx, "benefit.raise_quota", subject), ctx.transaction() as t:
         benefit = await _own_benefit(ctx, t.conn)
         changed = await ctx.parts.benefits.raise_quota(t, ctx.actor, benefit.id, body.quota)
         await ctx.audit(
@@ -436,8 +442,12 @@ async def resume_benefit(ctx: Context) -> Benefit:
 
 
 async def close_benefit(ctx: Context) -> Benefit:
-    """No claim and no new seat after this; held seats run on to their own time."""
-    async with ctx.transaction() as t:
+    """No claim and no new seat after this; held seats run on to their own time.
+
+    What viewers were promised until a time runs until then, while some is left.
+    """
+    subject = f"benefit:{ctx.path['benefit']}"
+    async with refusal_noted(ctx, "benefit.close", subject), ctx.transaction() as t:
         benefit = await _own_benefit(ctx, t.conn)
         changed = await ctx.parts.benefits.close(t, ctx.actor, benefit.id)
         await ctx.audit(t, "benefit.close", f"benefit:{benefit.id}")

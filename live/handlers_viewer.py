@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from chat.comments import badge_of
+from commerce.coupons import TOGETHER_MAX, CouponId
 from commerce.messages import LINES_MAX, LineInput, PlaceOrder
 from commerce.order_announcer import Transactions
 from commerce.orders import Order, OrderClosed, Placed
 from commerce.payments import PayerClient, PaymentProvider, Payments
-from commerce.prices import Quote
+from commerce.quotes import Quote
 from commerce.seats import SeatStatus
 from live.http import (
     VIEWER_COOKIE,
@@ -31,9 +32,10 @@ from membership.actor import Actor, AddressId, BenefitId, MemberId, OrderId, Pla
 from membership.addresses import Address, AddressInput
 from membership.behaviour import record_of
 from membership.members import Member, check_nickname, display_name, mask_phone, parse_phone
+from membership.moment import in_ms
 from membership.page import Page
 from membership.plans import Plan, Term
-from membership.points import Balance, Entry
+from membership.points import SPENT_BY, Balance, Ending, Entry
 from membership.refusal import BadRequest, Forbidden, RateLimited, Refusal
 from membership.tags import Evidence, Tag
 from membership.transaction import Connection
@@ -75,12 +77,13 @@ class SignInBody(Body, frozen=True, kw_only=True):
 
 
 class PlanNow(Answer, frozen=True, kw_only=True):
-    """The plan that runs; `ends_at` in ms."""
+    """The plan that runs; `ends_at` in ms. `cancelled`: for its end, to be undone until then."""
 
     id: PlanId
     name: str
     ends_at: int
     trial: bool
+    cancelled: bool = False
 
 
 class Me(Answer, frozen=True, kw_only=True):
@@ -167,7 +170,11 @@ async def me_of(ctx: Context, conn: Connection, member: Member, actor: Actor) ->
     plan = None
     if term is not None:
         plan = PlanNow(
-            id=term.plan, name=term.plan_name, ends_at=int(term.until.timestamp() * 1000), trial=term.trial
+            id=term.plan,
+            name=term.plan_name,
+            ends_at=in_ms(term.until),
+            trial=term.trial,
+            cancelled=term.cancelled,
         )
     return Me(
         id=member.id,
@@ -218,9 +225,10 @@ async def change_phone(ctx: Context, body: PhoneChange) -> Me:
 
 
 class PointsPage(Answer, frozen=True, kw_only=True):
-    """The balance, and the ledger's entries, newest first."""
+    """The balance, what ends when, and the ledger's entries, newest first."""
 
     balance: Balance
+    ending: tuple[Ending, ...]
     items: tuple[Entry, ...]
     next: str | None = None
 
@@ -229,8 +237,9 @@ async def read_points(ctx: Context, query: PageQuery) -> PointsPage:
     """Points: what is active, what is pending, and every entry that led there."""
     async with ctx.reading() as conn:
         balance = await ctx.parts.points.balance(conn, ctx.member)
+        ending = await ctx.parts.points.ending(conn, ctx.member)
         page = await ctx.parts.points.entries(conn, ctx.member, query.cursor, query.limit)
-    return PointsPage(balance=balance, items=page.items, next=page.next)
+    return PointsPage(balance=balance, ending=ending, items=page.items, next=page.next)
 
 
 # -- plans -----------------------------------------------------------------------------------------
@@ -310,7 +319,14 @@ class Joining(Answer, frozen=True, kw_only=True):
 
 
 class QuoteBody(Body, frozen=True, kw_only=True):
+    """`address`: where it is to be sent; left out, the freight is that of most regions. `coupons`: to be used,
+    the first named first; `best`: those that save most. `points`: to be spent, at most; by hundreds."""
+
     lines: Annotated[list[LineInput], Meta(min_length=1, max_length=LINES_MAX)]
+    address: IdText | None = None
+    coupons: Annotated[tuple[IdText, ...], Meta(max_length=TOGETHER_MAX)] = ()
+    points: Annotated[int, Meta(ge=0, le=100_000_000, multiple_of=SPENT_BY)] = 0
+    best: bool = False
 
 
 class OrderBody(Body, frozen=True, kw_only=True):
@@ -384,7 +400,19 @@ async def create_quote(ctx: Context, body: QuoteBody) -> Quote:
     """Every candidate price, the winner and why; signed, and honoured for at most ten minutes."""
     async with ctx.reading() as conn:
         await entered_show(ctx, conn)
-        return await ctx.parts.quotes.quote(conn, ctx.actor, ctx.show, body.lines)
+        region = None
+        if body.address is not None:
+            region = (await ctx.parts.addresses.get(conn, ctx.member, AddressId(body.address))).region
+        return await ctx.parts.quotes.quote(
+            conn,
+            ctx.actor,
+            ctx.show,
+            body.lines,
+            region=region,
+            coupons=[CouponId(each) for each in body.coupons],
+            points=body.points,
+            best=body.best,
+        )
 
 
 async def place_order(ctx: Context, body: OrderBody) -> Placed:
@@ -436,7 +464,10 @@ async def refund_my_order(ctx: Context) -> Order:
 
 
 class MyBenefit(Answer, frozen=True, kw_only=True, omit_defaults=True):
-    """Something won: yours, with its rank, which never changes, and the signed receipt of it."""
+    """Something won: yours, with its rank, which never changes, and the signed receipt of it.
+
+    `order` earned it; it brought a `coupon`, `points`, or sent `returned_fen` of that order back.
+    """
 
     id: str
     benefit: BenefitId
@@ -449,6 +480,10 @@ class MyBenefit(Answer, frozen=True, kw_only=True, omit_defaults=True):
     of: int
     state: str
     claimed_at: int
+    order: OrderId | None = None
+    coupon: str | None = None
+    points: int = 0
+    returned_fen: int = 0
     receipt: str = ""
 
 

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -156,7 +156,10 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     media: str = "application/json"
     refusals: tuple[str, ...] = ()
     keeps_reply: bool = True  # a repeat with the same Idempotency-Key gets the kept answer
+    own_key: bool = False  # the handler itself does each key once: a repeat need not wait for the first's end
     prefers_staff: bool = False  # public, but staff who ask see more
+    takes: tuple[str, ...] = ()  # media of a body that is no JSON; the handler reads `ctx.raw`
+    body_bytes_max: int = BODY_BYTES_MAX
     signed: bool = False  # the handler verifies `ctx.raw` before it is decoded
 
     @property
@@ -187,10 +190,16 @@ PATH_FORMS: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "offer": (_UUID, "The offer's id"),
     "benefit": (_UUID, "The benefit's id"),
     "order": (_UUID, "The order's id"),
+    "case": (_UUID, "The after-sales case's id"),
+    "photo": (_UUID, "The photo's id"),
     "payment": (_UUID, "The payment's id"),
     "member": (_UUID, "The member's id"),
     "product": (_UUID, "The product's id"),
     "price": (_UUID, "The id of a line of a price list"),
+    "approval": (_UUID, "The ask's id"),
+    "rule": (_UUID, "The id of a rule of coupons"),
+    "coupon": (_UUID, "The coupon's id"),
+    "campaign": (_UUID, "The id of a campaign of points"),
     "plan": (_UUID, "The plan's id"),
     "address": (_UUID, "The address's id"),
     "tag": (_UUID, "The tag's id"),
@@ -294,6 +303,19 @@ class Context:
 
     def end_session(self, cookie: str) -> None:
         self.set_cookie(cookie, "", 0)
+
+
+@asynccontextmanager
+async def refusal_noted(ctx: Context, act: str, subject: str) -> AsyncIterator[None]:
+    """Around an act of staff that is worth money: that it was tried and refused is in the audit log, too."""
+    try:
+        yield
+    except (NotFound, Unavailable):
+        raise
+    except Refusal as refusal:
+        async with ctx.transaction() as t:
+            await ctx.audit(t, f"{act}.refused", subject, {"code": refusal.word})
+        raise
 
 
 def may(actor: Actor, who: Who) -> None:
@@ -412,7 +434,9 @@ class Door:
         if route.query is not None:
             given.append(_query(ctx.request, route.query))
         if route.writes:
-            ctx.raw = await _read_body(ctx.request)
+            ctx.raw = await _read_body(ctx.request, route.body_bytes_max)
+            if route.takes and media_of(ctx.request) not in route.takes:
+                raise UnsupportedMedia(f"Send {' or '.join(route.takes)}.")
         if route.body is not None and not route.signed:
             given.append(_decode(self.bodies[route.method], ctx.raw, ctx.request))
         if ctx.key is None or not route.keeps_reply or ctx.by == "nothing":
@@ -485,9 +509,9 @@ class Door:
         digest = hashlib.sha256(f"{route.method} {path}\n".encode() + ctx.raw).hexdigest()
         record = f"{{http}}:reply:{ctx.actor.kind}:{ctx.actor.id}:{ctx.key}"
         seen = await self.keep_reply([record], [digest, KEY_RUNNING_MS])
-        if seen == b"running":
+        if seen == b"running" and not route.own_key:
             raise Busy(retry_ms=1000)
-        if seen != b"new":
+        if seen not in (b"new", b"running"):
             status, _, body = bytes(seen).partition(b"\n")
             return Response(
                 body,
@@ -501,14 +525,18 @@ class Door:
         except asyncio.CancelledError:
             raise  # it may have been done: the key stays taken until its time is over
         except BaseException:
-            await redis.delete(record)
+            with suppress(RedisError, OSError):
+                await redis.delete(record)
             raise
         kept = b"%d\n" % response.status_code + bytes(response.body)
         # One packet, not MULTI: the Cluster client runs each command of a MULTI in a thread of its own.
-        async with redis.pipeline(transaction=False) as pipe:
-            pipe.hset(record, mapping={"digest": digest, "answer": kept})
-            pipe.expire(record, REPLY_KEPT_S)
-            await pipe.execute()
+        try:
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.hset(record, mapping={"digest": digest, "answer": kept})
+                pipe.expire(record, REPLY_KEPT_S)
+                await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("%s: done, but its answer is not kept: %s", route.name, error)
         return response
 
     def _respond(self, ctx: Context, route: Route, answer: Any) -> Response:
@@ -551,27 +579,30 @@ def _check_origin(request: Request, public_url: str | None) -> None:
         raise BadOrigin
 
 
-async def _read_body(request: Request) -> bytes:
-    """The whole body, at most 64 KB, in at most ten seconds."""
+async def _read_body(request: Request, bytes_max: int) -> bytes:
+    """The whole body, of so many bytes at most, in at most ten seconds."""
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > BODY_BYTES_MAX:
-        raise TooLarge
+    if announced.isdigit() and int(announced) > bytes_max:
+        raise TooLarge(f"The body has at most {bytes_max // 1024} KB.")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_WAIT_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > BODY_BYTES_MAX:
-                    raise TooLarge
+                if len(body) > bytes_max:
+                    raise TooLarge(f"The body has at most {bytes_max // 1024} KB.")
     except TimeoutError:
         raise BadRequest(f"The body did not arrive within {BODY_WAIT_S:.0f} s.") from None
     return bytes(body)
 
 
+def media_of(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes, request: Request) -> Any:
     if raw:
-        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media != "application/json":
+        if media_of(request) != "application/json":
             raise UnsupportedMedia
         if _NUL.search(raw):
             raise BadRequest("Text may not hold the character NUL.")

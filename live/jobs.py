@@ -17,15 +17,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import procrastinate
-from procrastinate import PsycopgConnector, RetryStrategy
+from procrastinate import RetryStrategy
 
+from live.app import build_parts, close_parts
 from live.metrics import Metrics
 from live.parts import Parts
+from live.queue import AFTER_SHOW
 from live.recorder import Recorder
 from live.settings import Settings
 from membership.actor import Actor, ShowId
 from membership.refusal import Refusal
-from membership.transaction import Transaction
 
 log = logging.getLogger("companion.jobs")
 
@@ -39,29 +40,8 @@ SCHEDULE_S: Final = 10.0
 FADE_S: Final = 3_600.0
 STALLED_S: Final = 60.0
 WORKER_AGAIN_S: Final = 5.0
-AFTER_SHOW_WAIT_S: Final = 3  # the nodes have written who watched until when
 
 JOB = Actor(kind="job", id="jobs", name="jobs")
-
-
-def make_queue(database_url: str) -> procrastinate.App:
-    """The queue of one-off jobs. `open_async` before use."""
-    return procrastinate.App(connector=PsycopgConnector(conninfo=database_url, min_size=1, max_size=4))
-
-
-class Deferred:
-    """Defers jobs inside our own transaction: a job exists exactly when what caused it is committed."""
-
-    def __init__(self, queue: procrastinate.App) -> None:
-        self._queue = queue
-
-    async def after_show(self, t: Transaction, show: ShowId) -> None:
-        await self._queue.configure_task(
-            "after_show",
-            connection=t.conn,
-            schedule_in={"seconds": AFTER_SHOW_WAIT_S},
-            lock=f"after_show:{show}",
-        ).defer_async(show=show)
 
 
 class Rounds:
@@ -84,12 +64,15 @@ class Rounds:
             (SETTLE_S, self._settle_polls),
             (SETTLE_S, self._settle_offers),
             (SETTLE_S, self._settle_orders),
+            (SETTLE_S, self._settle_incident),
+            (REFRESH_S, self._meter),
             (DUE_S, self._lapse),
             (MONEY_S, self._ask_for_money),
             (MONEY_S, self._return_money),
             (REFRESH_S, self._refresh),
             (SCHEDULE_S, self._schedule),
             (FADE_S, self._fade),
+            (FADE_S, self._expire_coupons),
         ]
         async with asyncio.TaskGroup() as group:
             for every_s, act in acts:
@@ -141,8 +124,7 @@ class Rounds:
                 async with self._parts.database.transaction() as t:
                     await self._parts.benefits.agree(t, show)
                 await self._parts.seats.sweep(show)
-                async with self._parts.database.transaction() as t:
-                    await self._parts.claims.settle(t, show)
+                await self._parts.claims.settle(show)
 
     async def _record(self) -> None:
         """Log and behaviour to PostgreSQL, for every show that moved."""
@@ -163,6 +145,18 @@ class Rounds:
     async def _settle_orders(self) -> None:
         await self._parts.orders.settle_unannounced(self._parts.database)
 
+    async def _settle_incident(self) -> None:
+        """Shows that a crash, or a show's new keys, left behind the switch for money."""
+        async with self._parts.database.reading() as conn:
+            await self._parts.incidents.agree(conn)
+
+    async def _meter(self) -> None:
+        """What a show costs, on the screens of staff."""
+        for show in await self._recorder.moving():
+            with _alone(f"metering {show}"):
+                async with self._parts.database.reading() as conn:
+                    await self._parts.meter.show(conn, show)
+
     async def _ask_for_money(self) -> None:
         """Payments whose webhook did not come are asked for."""
         await self._parts.payments.ask_due(self._parts.database)
@@ -182,6 +176,11 @@ class Rounds:
         """Tags whose score has faded go."""
         async with self._parts.database.transaction() as t:
             await self._parts.tags.fade(t)
+
+    async def _expire_coupons(self) -> None:
+        """Coupons that ran out say so; none of them could be used since."""
+        async with self._parts.database.transaction() as t:
+            await self._parts.coupons.expire_due(t)
 
     async def _lapse(self) -> None:
         """A trial or plan ran out: the member's sockets change class."""
@@ -224,7 +223,7 @@ def add_tasks(queue: procrastinate.App, parts: Parts, recorder: Recorder) -> Non
     async def run_after_show(show: str) -> None:
         await after_show(parts, recorder, ShowId(show))
 
-    queue.task(name="after_show", retry=RetryStrategy(max_attempts=10, linear_wait=5))(run_after_show)
+    queue.task(name=AFTER_SHOW, retry=RetryStrategy(max_attempts=10, linear_wait=5))(run_after_show)
 
 
 async def _work_on(queue: procrastinate.App, stop: asyncio.Event) -> None:
@@ -255,8 +254,6 @@ async def _retry_stalled(queue: procrastinate.App, stop: asyncio.Event) -> None:
 
 async def run_jobs(settings: Settings, ready: Callable[[], Any] | None = None) -> None:
     """Work until SIGINT or SIGTERM."""
-    from live.app import build_parts, close_parts  # it defers jobs by this module
-
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -188,7 +188,7 @@ class Joining:
             hub.enter(socket)
             socket.joined = True
             if socket.actor.kind == "viewer" and not socket.looks_only:
-                socket.watch_from = int(time.time() * 1000)
+                socket.watch_from = socket.watching_since = int(time.time() * 1000)
             self._node.metrics.viewers.inc()
             self._node.remember_member(socket)
             # Spread over the ping's period, so that who came at once is not pinged at once.

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -74,6 +74,7 @@ class _Call:
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self.name = name
+        self.calls = self.at_once = self._under_way = 0
 
     async def run(self, place: int, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """`place` names the circuit: a show's partition, or -1 for what belongs to none."""
@@ -81,7 +82,7 @@ class _Call:
         circuit.check()
         try:
             async with self._turns.free(keys[0]):
-                with circuit.asking():
+                with circuit.asking(), self._counted():
                     answer = await self._send(keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             if isinstance(error, LateError):
@@ -93,6 +94,16 @@ class _Call:
             if answer[0] in (b"ok", "ok"):
                 return answer[1] if len(answer) == 2 else answer[1:]
         return answer
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.calls += 1
+        self._under_way += 1
+        self.at_once = max(self.at_once, self._under_way)
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
     async def _drop_idle_links(self) -> None:
         """One link was dead without a word; its idle neighbours are not waited for one after the other."""
@@ -125,6 +136,7 @@ class Scripts:
         self._redis = redis
         self._turns = _Turns(redis)
         self._prelude = read_script("live", "append")
+        self._loaded: list[_Call] = []
 
     def forget_failures(self) -> None:
         """Ask the store again at once: whoever calls this knows that it is back."""
@@ -132,7 +144,23 @@ class Scripts:
 
     def load(self, package: str, name: str) -> Script:
         text = self._prelude + "\n" + read_with_include(package, name)
-        return _ShowScript(self._redis, self._turns, f"{package}/{name}", text)
+        script = _ShowScript(self._redis, self._turns, f"{package}/{name}", text)
+        self._loaded.append(script)
+        return script
 
     def load_plain(self, package: str, name: str) -> PlainScript:
-        return _PlainCall(self._redis, self._turns, f"{package}/{name}", read_script(package, name))
+        script = _PlainCall(self._redis, self._turns, f"{package}/{name}", read_script(package, name))
+        self._loaded.append(script)
+        return script
+
+    def counted(self) -> Iterator[tuple[str, int, int]]:
+        """Of each script that was called: its name, how often, and how many calls were under way at once at most.
+
+        One that several parts have loaded is counted for each: its calls are added, of the most at once the
+        highest is given.
+        """
+        calls: dict[str, tuple[int, int]] = {}
+        for script in self._loaded:
+            so_far, most = calls.get(script.name, (0, 0))
+            calls[script.name] = so_far + script.calls, max(most, script.at_once)
+        yield from ((name, number, most) for name, (number, most) in sorted(calls.items()) if number)

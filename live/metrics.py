@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+Counted = Callable[[], Iterable[tuple[str, int, int]]]  # name, calls, most at once
+
+
+class _Scripts(Collector):
+    """Calls of the store's scripts."""
+
+    def __init__(self, counted: Counted) -> None:
+        self._counted = counted
+
+    def collect(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "companion_script_calls", "Calls of the store's scripts", labels=["script"]
+        )
+        at_once = GaugeMetricFamily(
+            "companion_script_calls_at_once", "Most calls of a script under way at once", labels=["script"]
+        )
+        for name, number, most in self._counted():
+            calls.add_metric([name], number)
+            at_once.add_metric([name], most)
+        yield from (calls, at_once)
 
 
 class Metrics:
@@ -67,6 +91,10 @@ class Metrics:
         self.log_up = Gauge("log_up", "1 while the log can be read", **made)
         self.dropped_behaviour = Counter("dropped_behaviour", "Behaviour records over the bound", **made)
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def watch_scripts(self, counted: Counted) -> None:
+        """Show how often each of the store's scripts was called, read when somebody looks."""
+        self.registry.register(_Scripts(counted))
 
     def hold(self, task: asyncio.Task[Any]) -> None:
         """Keep a running task from being collected, and let no failure go unseen."""

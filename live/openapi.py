@@ -20,6 +20,7 @@ TAGS: Final[dict[str, str]] = {
     "cues": "What is prepared before a show and run with one key.",
     "talk": "Comments, polls, mutes, the announcement bar.",
     "trade": "Products, offers, benefits, quotes and orders.",
+    "guards": "Budgets and the cost meter, what a second person must grant, the switch for money.",
     "members": "Members, as staff and the shop's server see them; tags with their evidence.",
     "reports": "Live numbers, the end card, the audit log.",
     "accounts": "Staff accounts, their one-time links, and API keys.",
@@ -60,7 +61,7 @@ def refusals_of(route: Route) -> list[str]:
             words.add("rate_limited")
         if route.keeps_reply:
             words.update(("key_reused", "busy"))
-    if route.body is not None:
+    if route.body is not None or route.takes:
         words.add("unsupported_media")
     return sorted(words)
 
@@ -154,6 +155,8 @@ def _operation(
             "required": bool(named.get("required")),
             "content": {"application/json": {"schema": schema}},
         }
+    if route.takes:
+        operation["requestBody"] = {"required": True, "content": {media: {} for media in route.takes}}
     if not operation["parameters"]:
         del operation["parameters"]
     return operation
@@ -245,7 +248,7 @@ def _responses(route: Route, schema_of: dict[str, Any], shared: dict[str, Any]) 
         schema = {"type": "string"} if route.answer in (bytes, str) else schema_of[_key(route.answer)]
         responses[str(route.status)] = {
             "description": route.summary,
-            "content": {route.media: {"schema": schema}},
+            "content": {media: {"schema": schema} for media in route.media.split(", ")},
         }
     by_status: dict[int, list[str]] = defaultdict(list)
     for word in refusals_of(route):

@@ -380,7 +380,7 @@ def guarded(pages: Pages, handler: Handler) -> Handler:
 
 
 def page_routes(parts: Parts) -> list[BaseRoute]:
-    """/, /s/{show}, /r/{room}, /me/orders, /me/benefits, /pay/wechat and /static."""
+    """/, /s/{show}, /r/{room}, /me/orders, /me/benefits, /receipt, /pay/wechat and /static."""
     pages = Pages(parts)
     return [
         Route("/", guarded(pages, pages.shop)),
@@ -388,6 +388,7 @@ def page_routes(parts: Parts) -> list[BaseRoute]:
         Route("/r/{room}", guarded(pages, pages.room)),
         Route("/me/orders", guarded(pages, pages.mine)),
         Route("/me/benefits", guarded(pages, pages.mine)),
+        Route("/receipt", guarded(pages, pages.mine)),  # checks one that stands behind `#` or is pasted
         Route("/pay/wechat", guarded(pages, pages.pay_wechat)),
         Mount("/static", app=pages.files, name="static"),
     ]

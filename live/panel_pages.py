@@ -166,12 +166,13 @@ def answered(handler: Handler) -> Handler:
 
 
 def panel_routes(parts: Parts) -> list[BaseRoute]:
-    """/panel, /panel/sign-in, /panel/token, /panel/{show} and /s/{show}/phone."""
+    """/panel, /panel/sign-in, /panel/token, /panel/money, /panel/{show} and /s/{show}/phone."""
     panel = PanelPages(parts)
     return [
         Route("/panel", guarded(panel.pages, panel.panel)),
         Route(SIGN_IN, guarded(panel.pages, panel.sign_in)),
         Route("/panel/token", answered(panel.token)),
+        Route("/panel/money", guarded(panel.pages, panel.panel)),
         Route("/panel/{show}", guarded(panel.pages, panel.panel)),
         Route("/s/{show}/phone", guarded(panel.pages, panel.phone)),
     ]

@@ -15,8 +15,12 @@ from psycopg.types.json import Jsonb
 from chat.comments import Comments, Pace
 from chat.polls import Poll, Polls
 from chat.questions import Question, top_questions
+from commerce.costs import ShowCosts
+from commerce.incidents import Incident
+from commerce.payment_health import PaymentHealth
+from live.meter import Meter
 from live.shows import Shows
-from membership.actor import BenefitId, PollId, ShowId
+from membership.actor import BenefitId, PollId, ProductId, ShowId
 from membership.refusal import Unavailable
 from membership.transaction import Connection, Transaction
 
@@ -52,6 +56,10 @@ class LiveNumbers(Struct, frozen=True, kw_only=True):
     claims: int
     sales: Sales
     joins: Joins
+    costs: ShowCosts | None = None
+    payments: PaymentHealth | None = None
+    approvals: int = 0  # asks of this show that wait for a second person
+    incident: Incident | None = None
 
 
 class Gift(Struct, frozen=True, kw_only=True):
@@ -76,6 +84,15 @@ class PollResult(Struct, frozen=True, kw_only=True):
     tally: list[int]
 
 
+class FirstSold(Struct, frozen=True, kw_only=True):
+    """A product that only some could order, or order early: who bought it, of the plan members who were there."""
+
+    product: ProductId
+    name: str
+    buyers: int
+    members: int
+
+
 class EndCard(Struct, frozen=True, kw_only=True):
     """What a show came to."""
 
@@ -96,12 +113,14 @@ class EndCard(Struct, frozen=True, kw_only=True):
     gifts_cost_fen: int
     questions: list[Question]
     polls: list[PollResult]
+    first_sold: list[FirstSold] = []
 
 
 class Report:
     """Reads the record; changes nothing but the kept end card."""
 
-    def __init__(self, comments: Comments, polls: Polls, shows: Shows) -> None:
+    def __init__(self, comments: Comments, polls: Polls, shows: Shows, meter: Meter | None = None) -> None:
+        self._meter = meter
         self._comments = comments
         self._polls = polls
         self._shows = shows
@@ -110,6 +129,7 @@ class Report:
         """The show at this moment. Raises Unavailable when its counters are away."""
         viewers, peak = await self._shows.position(show)
         gifts = await _gifts(conn, show)
+        reading = None if self._meter is None else await self._meter.read(conn, show)
         return LiveNumbers(
             viewers=viewers,
             viewers_peak=max(viewers, peak),
@@ -117,6 +137,10 @@ class Report:
             claims=sum(gift.claimed for gift in gifts),
             sales=await _sales(conn, show),
             joins=await _joins(conn, show),
+            costs=None if reading is None else reading.costs,
+            payments=None if reading is None else reading.payments,
+            approvals=0 if reading is None else reading.approvals,
+            incident=None if reading is None else reading.incident,
         )
 
     async def build(self, t: Transaction, show: ShowId) -> EndCard:
@@ -142,6 +166,7 @@ class Report:
             gifts_cost_fen=sum(gift.cost_fen for gift in gifts),
             questions=await _questions(t.conn, show),
             polls=[_result(poll) for poll in await self._polls.of_show(t.conn, show) if poll.result],
+            first_sold=await _first_sold(t.conn, show),
         )
         await t.conn.execute(
             "UPDATE shows SET report = %s WHERE id = %s", [Jsonb(msgspec.to_builtins(card)), show]
@@ -175,7 +200,9 @@ async def _sales(conn: Connection, show: ShowId) -> Sales:
         SELECT count(*) AS placed, count(paid_at) AS paid,
             coalesce(sum(goods_fen) FILTER (WHERE paid_at IS NOT NULL), 0)::bigint AS sales_fen,
             coalesce(sum(freight_fen) FILTER (WHERE paid_at IS NOT NULL), 0)::bigint AS freight_fen,
-            coalesce(sum(total_fen) FILTER (WHERE state = 'refunded'), 0)::bigint AS refunded_fen
+            coalesce(sum(CASE WHEN state = 'refunded' THEN total_fen ELSE (
+                SELECT sum(r.amount_fen) FROM payments p JOIN payment_returns r ON r.payment_id = p.id
+                WHERE p.order_id = orders.id AND p.outcome = 'accepted') END), 0)::bigint AS refunded_fen
         FROM orders WHERE show_id = %(show)s AND kind = 'goods'
         """,
         show,
@@ -224,6 +251,37 @@ async def _gifts(conn: Connection, show: ShowId) -> list[Gift]:
             claimed=row["claimed"],
             value_fen=row["value_fen"],
             cost_fen=row["cost_fen"],
+        )
+        for row in await cursor.fetchall()
+    ]
+
+
+async def _first_sold(conn: Connection, show: ShowId) -> list[FirstSold]:
+    cursor = await conn.execute(
+        """
+        WITH there AS (
+            SELECT count(DISTINCT b.member_id) AS members FROM behaviour_records b
+            JOIN plan_terms t ON t.member_id = b.member_id AND t.starts_at <= b.at
+                AND coalesce(t.ended_at, t.ends_at) > b.at
+            WHERE b.show_id = %(show)s
+        )
+        SELECT p.id, p.name, there.members, count(DISTINCT d.member_id) FILTER (
+            WHERE d.paid_at IS NOT NULL AND d.state <> 'refunded') AS buyers
+        FROM (SELECT DISTINCT product_id FROM offers WHERE show_id = %(show)s) o
+        JOIN products p ON p.id = o.product_id CROSS JOIN there
+        LEFT JOIN order_lines l ON l.product_id = p.id AND l.kind = 'goods'
+        LEFT JOIN orders d ON d.id = l.order_id AND d.show_id = %(show)s
+        WHERE p.early_s > 0 OR coalesce(p.audience->>'kind', 'everyone') <> 'everyone'
+        GROUP BY p.id, there.members ORDER BY p.id
+        """,
+        {"show": show},
+    )
+    return [
+        FirstSold(
+            product=ProductId(str(row["id"])),
+            name=row["name"],
+            buyers=row["buyers"],
+            members=row["members"],
         )
         for row in await cursor.fetchall()
     ]

@@ -14,6 +14,7 @@ from chat.comments import need
 from chat.text import bounded
 from membership.actor import Actor, RoomId, is_id, new_id, new_link_id
 from membership.audience import EVERYONE, Audience
+from membership.moment import in_ms
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -135,7 +136,7 @@ def room_from(row: dict[str, Any]) -> Room:
         title=row["title"],
         host_name=row["host_name"],
         audience=msgspec.convert(row["audience"], Audience),
-        created_at=round(row["created_at"].timestamp() * 1000),
+        created_at=in_ms(row["created_at"]),
     )
 
 

@@ -14,13 +14,26 @@ from starlette.routing import Route as StarletteRoute
 
 from chat.comments import Posted
 from chat.polls import Poll, Tally
-from commerce.benefits import Benefit, BenefitInput, Claim
+from commerce.after_sales import PHOTO_BYTES_MAX, Case, CaseInput
+from commerce.approvals import Approval
+from commerce.benefit_terms import Benefit, BenefitInput
+from commerce.budgets import Budget
+from commerce.claim_book import Claim
+from commerce.costs import ShowCosts
+from commerce.coupons import Coupon, CouponRule, CouponRuleInput, CouponRulePatch
+from commerce.incidents import Incident
 from commerce.offers import Offer
 from commerce.orders import Order, Placed
 from commerce.payments import PaymentRow
-from commerce.prices import Quote
+from commerce.plan_refunds import Bill
 from commerce.products import PriceEntry, Product, ProductInput, ProductPatch
+from commerce.quotes import Quote
 from commerce.receipts import HeldReceipt, Link
+from commerce.refunds import Refunded
+from commerce.stock import StockEntry
+from live import handlers_after_sales as after
+from live import handlers_coupons as coupons
+from live import handlers_guards as guards
 from live import handlers_receipts as receipts
 from live import handlers_service as service
 from live import handlers_shop as shop
@@ -37,6 +50,7 @@ from live.rooms import Room, RoomInput, RoomPatch
 from live.shows import Show, ShowInput, ShowPatch
 from membership.addresses import Address, AddressInput
 from membership.audit import Act
+from membership.campaigns import Campaign, CampaignInput
 from membership.page import Page
 from membership.plans import Plan, PlanInput, Term
 from membership.staff import ApiKey, StaffAccount
@@ -88,8 +102,8 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("POST", "/v1/me/trial", viewer.start_trial, "viewer", "me", "Start a trial", body=viewer.TrialBody,
        answer=Term, status=201, refusals="trial_used already_member not_eligible not_found"),
     _r("POST", "/v1/me/joins", viewer.join_plan, "viewer", "me", "Join: order a plan and start its payment",
-       body=viewer.JoinBody, answer=viewer.Joining, status=201,
-       refusals="not_found key_reused limit_reached closed not_live"),
+       body=viewer.JoinBody, answer=viewer.Joining, status=201, own_key=True,
+       refusals="not_found key_reused limit_reached closed not_live paused"),
     _r("GET", "/v1/me/orders", viewer.list_my_orders, "viewer", "me", "One's orders", query=PageQuery,
        answer=Page[Order]),
     _r("GET", "/v1/me/orders/{order}", viewer.read_my_order, "viewer", "me", "One of one's orders",
@@ -100,7 +114,35 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("POST", "/v1/me/orders/{order}/cancel", viewer.cancel_my_order, "viewer", "me",
        "Cancel an unpaid order", answer=Order, refusals="closed"),
     _r("POST", "/v1/me/orders/{order}/refund", viewer.refund_my_order, "viewer", "me",
-       "Take the money back where the gift was missed", answer=Order, refusals="closed not_paid"),
+       "Take the money back where the gift was missed", answer=Order,
+       refusals="closed not_paid already_refunded"),
+    _r("POST", "/v1/me/orders/{order}/cases", after.open_case, "viewer", "me",
+       "Ask for something about an order", body=CaseInput, answer=Case, status=201,
+       refusals="case_open already_refunded not_paid limit_reached"),
+    _r("GET", "/v1/me/cases", after.list_my_cases, "viewer", "me", "What one has asked for", query=PageQuery,
+       answer=Page[Case]),
+    _r("POST", "/v1/me/cases/{case}/photos", after.add_case_photo, "viewer", "me", "Add a photo to a case",
+       answer=Case, status=201, takes=("image/jpeg", "image/png", "image/webp"),
+       body_bytes_max=PHOTO_BYTES_MAX, keeps_reply=False, refusals="closed limit_reached"),
+    _r("GET", "/v1/me/cases/{case}/photos/{photo}", after.read_my_photo, "viewer", "me", "A photo of a case",
+       answer=bytes, media="image/jpeg, image/png, image/webp"),
+    _r("POST", "/v1/me/cases/{case}/withdraw", after.withdraw_case, "viewer", "me", "Take a case back",
+       answer=Case, refusals="closed"),
+    _r("GET", "/v1/refund-rule", after.read_refund_rule, "public", "me", "How a plan may be given back",
+       answer=after.RefundRule),
+    _r("GET", "/v1/me/plan/refund", after.read_plan_bill, "viewer", "me",
+       "What giving the plan back would bring", answer=Bill, refusals="not_found"),
+    _r("POST", "/v1/me/plan/refund", after.refund_my_plan, "viewer", "me", "Give the plan back",
+       body=after.PlanBack, answer=Bill,
+       refusals="not_found price_changed not_eligible already_refunded not_paid"),
+    _r("POST", "/v1/me/plan/cancel", after.cancel_my_plan, "viewer", "me", "Cancel the plan for its end",
+       answer=after.PlanEnd, refusals="not_found"),
+    _r("DELETE", "/v1/me/plan/cancel", after.undo_cancel_plan, "viewer", "me", "Keep the plan after all",
+       answer=after.PlanEnd, refusals="not_found"),
+    _r("GET", "/v1/me/coupons", coupons.list_my_coupons, "viewer", "me", "One's coupons", query=PageQuery,
+       answer=Page[coupons.MyCoupon]),
+    _r("GET", "/v1/me/savings", coupons.read_my_savings, "viewer", "me", "What one's plan has saved",
+       answer=coupons.MySavings),
     _r("GET", "/v1/me/benefits", viewer.list_my_benefits, "viewer", "me", "What one has won",
        answer=Page[viewer.MyBenefit]),
     _r("GET", "/v1/me/receipts", receipts.list_my_receipts, "viewer", "me",
@@ -149,9 +191,10 @@ TABLE: Final[tuple[Route, ...]] = (
        body=shows.CuesBody, answer=Page[Cue], refusals="wrong_status cue_running cue_done no_promo"),
     _r("POST", "/v1/shows/{show}/cues/{cue}/run", shows.run_cue, "staff", "cues", "Run a cue", answer=Cue,
        refusals="wrong_status cue_running cue_done poll_open already_open "
-       "benefit_open not_live no_promo bad_request too_many_audiences"),
+       "benefit_open not_live no_promo bad_request too_many_audiences "
+       "needs_approval over_budget paused payments_down rate_limited"),
     _r("POST", "/v1/shows/{show}/cues/{cue}/stop", shows.stop_cue, "staff", "cues", "Stop a cue", answer=Cue,
-       refusals="not_live"),
+       refusals="not_live window_promised"),
     # -- talk
     _r("POST", "/v1/shows/{show}/comments", staff.post_comment, "staff", "talk", "Say a line as host",
        body=staff.CommentBody, answer=Posted, status=201, refusals="not_live rate_limited muted"),
@@ -178,17 +221,20 @@ TABLE: Final[tuple[Route, ...]] = (
        query=PageQuery, answer=Page[Offer]),
     _r("POST", "/v1/shows/{show}/offers", shows.open_offer, "offer.run", "trade", "Put a product on offer",
        body=shows.OfferBody, answer=Offer, status=201,
-       refusals="no_promo already_open not_live too_many_audiences"),
+       refusals="no_promo already_open not_live too_many_audiences "
+       "needs_approval paused payments_down rate_limited"),
     _r("POST", "/v1/offers/{offer}/close", shows.close_offer, "offer.run", "trade", "End an offer",
        answer=Offer),
     _r("GET", "/v1/shows/{show}/benefits", staff.list_benefits, "staff", "trade", "The show's benefits",
        answer=Page[Benefit]),
     _r("POST", "/v1/shows/{show}/benefits", staff.open_benefit, "offer.run", "trade", "Open a benefit",
-       body=BenefitInput, answer=Benefit, status=201, refusals="benefit_open not_live too_many_audiences"),
+       body=BenefitInput, answer=Benefit, status=201,
+       refusals="benefit_open not_live not_found too_many_audiences no_promo "
+       "needs_approval over_budget paused rate_limited"),
     _r("GET", "/v1/benefits/{benefit}", staff.read_benefit, "staff", "trade", "A benefit with its numbers",
        answer=staff.BenefitCard),
     _r("PATCH", "/v1/benefits/{benefit}", staff.raise_quota, "offer.run", "trade", "Raise a benefit's quota",
-       body=staff.QuotaBody, answer=Benefit, refusals="closed"),
+       body=staff.QuotaBody, answer=Benefit, refusals="closed needs_approval over_budget rate_limited"),
     _r("GET", "/v1/benefits/{benefit}/claims", staff.list_winners, "member.read", "trade",
        "Who has it, by rank", query=staff.WinnersQuery, answer=Page[Claim]),
     _r("GET", "/v1/benefits/{benefit}/ranks", receipts.list_ranks, "public", "trade",
@@ -203,19 +249,59 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("POST", "/v1/benefits/{benefit}/resume", staff.resume_benefit, "offer.run", "trade",
        "Go on with a benefit", answer=Benefit, refusals="closed"),
     _r("POST", "/v1/benefits/{benefit}/close", staff.close_benefit, "offer.run", "trade", "Close a benefit",
-       answer=Benefit),
+       answer=Benefit, refusals="window_promised"),
     _r("POST", "/v1/shows/{show}/quotes", viewer.create_quote, "public", "trade", "A signed price promise",
-       body=viewer.QuoteBody, answer=Quote, keeps_reply=False, refusals="closed not_eligible members_only"),
+       body=viewer.QuoteBody, answer=Quote, keeps_reply=False,
+       refusals="unauthenticated closed not_eligible members_only not_covered not_found"),
     _r("POST", "/v1/shows/{show}/orders", viewer.place_order, "viewer", "trade", "Order at the quoted price",
-       body=viewer.OrderBody, answer=Placed, status=201,
-       refusals="price_changed key_reused sold_out reserved_out limit_reached "
-       "closed not_eligible members_only not_live"),
+       body=viewer.OrderBody, answer=Placed, status=201, own_key=True,
+       refusals="not_covered price_changed key_reused sold_out reserved_out limit_reached "
+       "closed not_eligible members_only not_live paused"),
+    _r("GET", "/v1/coupon-rules", coupons.list_coupon_rules, "staff", "trade", "Rules of coupons",
+       query=PageQuery, answer=Page[CouponRule]),
+    _r("POST", "/v1/coupon-rules", coupons.create_coupon_rule, "catalog.write", "trade",
+       "Write a rule of coupons", body=CouponRuleInput, answer=CouponRule, status=201,
+       refusals="no_promo needs_approval rate_limited"),
+    _r("GET", "/v1/coupon-rules/{rule}", coupons.read_coupon_rule, "staff", "trade", "A rule of coupons",
+       answer=CouponRule),
+    _r("PATCH", "/v1/coupon-rules/{rule}", coupons.update_coupon_rule, "catalog.write", "trade",
+       "Change a rule of coupons", body=CouponRulePatch, answer=CouponRule,
+       refusals="no_promo needs_approval rate_limited"),
+    _r("POST", "/v1/coupon-rules/{rule}/grants", coupons.grant_coupons, "member.write", "trade",
+       "Give members a coupon", body=coupons.GrantBody, answer=coupons.Grants),
+    _r("DELETE", "/v1/coupons/{coupon}", coupons.void_coupon, "member.write", "trade", "Take a coupon back"),
+    _r("GET", "/v1/points-campaigns", coupons.list_campaigns, "staff", "trade", "Campaigns of points",
+       query=PageQuery, answer=Page[Campaign]),
+    _r("POST", "/v1/points-campaigns", coupons.create_campaign, "catalog.write", "trade",
+       "Give more points for a time", body=CampaignInput, answer=Campaign, status=201,
+       refusals="name_taken over_rebate_cap"),
+    _r("POST", "/v1/points-campaigns/{campaign}/end", coupons.end_campaign, "catalog.write", "trade",
+       "End a campaign of points", answer=Campaign),
     _r("GET", "/v1/orders", shop.list_orders, "member.read", "trade", "Every order, in the order of placing",
        query=shop.OrdersQuery, answer=Page[Order]),
     _r("GET", "/v1/orders/{order}", shop.read_order, "member.read", "trade", "An order with its payments",
        answer=shop.PaidOrder),
     _r("POST", "/v1/orders/{order}/refund", shop.refund_order, "member.write", "trade", "Refund a paid order",
        answer=Order, refusals="not_paid already_refunded closed"),
+    _r("POST", "/v1/orders/{order}/refunds", after.refund_lines, "member.write", "trade",
+       "Refund part of a paid order", body=after.RefundBody, answer=Refunded,
+       refusals="not_paid already_refunded"),
+    _r("GET", "/v1/cases", after.list_cases, "member.read", "trade", "What buyers ask for, oldest first",
+       query=after.CasesQuery, answer=Page[Case]),
+    _r("GET", "/v1/cases/{case}", after.read_case, "member.read", "trade", "One case", answer=Case),
+    _r("GET", "/v1/cases/{case}/photos/{photo}", after.read_case_photo, "member.read", "trade",
+       "A photo of a case, for staff", answer=bytes, media="image/jpeg, image/png, image/webp"),
+    _r("POST", "/v1/cases/{case}/decision", after.decide_case, "member.write", "trade",
+       "Settle or decline a case", body=after.CaseDecision, answer=Case,
+       refusals="closed already_refunded not_paid"),
+    _r("GET", "/v1/fulfilment.csv", after.read_fulfilment, "member.read", "trade", "What is to be sent, as CSV",
+       query=after.FulfilmentQuery, answer=str, media="text/csv"),
+    _r("POST", "/v1/fulfilment", after.note_parcels, "member.write", "trade",
+       "What was sent, with tracking numbers", body=after.ParcelsBody, answer=after.ParcelsAnswer),
+    _r("GET", "/v1/freight", after.read_freight, "staff", "trade", "The freight template",
+       answer=after.FreightAnswer),
+    _r("PUT", "/v1/freight", after.put_freight, "catalog.write", "trade", "Set the freight template",
+       body=after.FreightBody, answer=after.FreightAnswer),
     _r("GET", "/v1/odd-payments", shop.list_odd_payments, "member.read", "trade",
        "Payments that wait for a person", answer=Page[PaymentRow]),
     _r("POST", "/v1/odd-payments/{payment}/decision", shop.decide_odd_payment, "member.write", "trade",
@@ -223,24 +309,50 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("GET", "/v1/products", shop.list_products, "staff", "trade", "Products", query=shop.ProductQuery,
        answer=Page[Product]),
     _r("POST", "/v1/products", shop.create_product, "catalog.write", "trade", "Add a product",
-       body=ProductInput, answer=Product, status=201, refusals="sku_taken"),
+       body=ProductInput, answer=Product, status=201, refusals="sku_taken no_promo needs_approval rate_limited"),
     _r("GET", "/v1/products/{product}", shop.read_product, "staff", "trade", "A product with its price list",
        answer=shop.ProductCard),
     _r("PATCH", "/v1/products/{product}", shop.update_product, "catalog.write", "trade", "Change a product",
-       body=ProductPatch, answer=Product),
+       body=ProductPatch, answer=Product, refusals="no_promo needs_approval rate_limited"),
+    _r("PUT", "/v1/stock", shop.import_stock, "catalog.write", "trade", "Bring stocks up to date, row by row",
+       body=shop.StockBody, answer=shop.StockAnswer, refusals="key_reused"),
+    _r("GET", "/v1/stock-entries", shop.list_stock_entries, "staff", "trade",
+       "The stock's ledger, newest first", query=shop.StockQuery, answer=Page[StockEntry]),
     _r("POST", "/v1/products/{product}/prices", shop.add_price, "catalog.write", "trade",
-       "Add a line to the price list", body=shop.PriceBody, answer=PriceEntry, status=201),
+       "Add a line to the price list", body=shop.PriceBody, answer=PriceEntry, status=201,
+       refusals="no_promo needs_approval rate_limited"),
     _r("DELETE", "/v1/prices/{price}", shop.end_price, "catalog.write", "trade",
        "End a line of a price list"),
+    # -- guards
+    _r("GET", "/v1/approvals", guards.list_approvals, "staff", "guards", "What waits for a second person",
+       query=guards.ApprovalsQuery, answer=Page[Approval]),
+    _r("GET", "/v1/approvals/{approval}", guards.read_approval, "staff", "guards", "One ask with its rules",
+       answer=Approval),
+    _r("POST", "/v1/approvals/{approval}/decision", guards.decide_approval, "approve", "guards",
+       "Grant or decline what another asked for", body=guards.ApprovalBody, answer=Approval,
+       refusals="already_decided closed"),
+    _r("GET", "/v1/budgets", guards.list_budgets, "report.read", "guards", "The limits that bear on a show",
+       query=guards.BudgetsQuery, answer=Page[Budget], refusals="not_found"),
+    _r("PUT", "/v1/budgets", guards.set_budget, "approve", "guards", "Set a limit, or take it off",
+       body=guards.BudgetBody, answer=Budget, refusals="not_found"),
+    _r("GET", "/v1/shows/{show}/costs", guards.read_costs, "report.read", "guards", "The cost meter",
+       answer=ShowCosts),
+    _r("GET", "/v1/incident", guards.read_incident, "staff", "guards", "Whether selling is paused",
+       answer=guards.IncidentNow),
+    _r("POST", "/v1/incident", guards.begin_incident, "incident.run", "guards",
+       "Pause everything that is sold or given", body=guards.IncidentBody, answer=Incident),
+    _r("DELETE", "/v1/incident", guards.end_incident, "incident.run", "guards", "Go on with selling",
+       answer=Incident, refusals="not_found"),
     # -- the shop's server
     _r("PUT", "/v1/members", shop.feed_members, "member.write", "shop", "Feed members in", body=shop.FeedBody,
        answer=shop.FeedAnswer),
     _r("POST", "/v1/tokens", shop.mint_token, "member.write", "shop", "A viewer token for a member",
        body=shop.MintBody, answer=shop.Minted, status=201, keeps_reply=False, refusals="not_found"),
     _r("POST", "/v1/plans", shop.create_plan, "catalog.write", "shop", "Put a plan on sale", body=PlanInput,
-       answer=Plan, status=201),
+       answer=Plan, status=201, refusals="over_rebate_cap"),
     _r("PATCH", "/v1/plans/{plan}", shop.update_plan, "catalog.write", "shop",
-       "Take a plan off sale, or put it back", body=shop.PlanPatch, answer=Plan),
+       "Take a plan off sale, or put it back", body=shop.PlanPatch, answer=Plan,
+       refusals="over_rebate_cap"),
     # -- members
     _r("GET", "/v1/members", shop.list_members, "member.read", "members", "Members, newest first",
        query=shop.MemberQuery, answer=Page[shop.MemberRow], refusals="invalid_phone"),
@@ -248,6 +360,8 @@ TABLE: Final[tuple[Route, ...]] = (
        answer=shop.MemberCard),
     _r("GET", "/v1/members/{member}/orders", shop.list_member_orders, "member.read", "members",
        "A member's orders", query=PageQuery, answer=Page[Order]),
+    _r("GET", "/v1/members/{member}/coupons", coupons.list_member_coupons, "member.read", "members",
+       "A member's coupons", query=PageQuery, answer=Page[Coupon]),
     _r("GET", "/v1/members/{member}/benefits", shop.list_member_benefits, "member.read", "members",
        "What a member has won", answer=Page[Claim]),
     _r("GET", "/v1/members/{member}/tags", shop.list_member_tags, "member.read", "members",

@@ -55,6 +55,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shop_name: str
     currency: str
     timezone: str
+    member_day: int
+    member_day_percent: int
+    points_months: int
     sandbox: bool
     sandbox_url: str
     payment_provider: str
@@ -68,6 +71,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wechat_notify_url: str
     wechat_gateway: str
     sms: str
+    plan_refund_later: str
+    approve_above_fen: int
+    rebate_cap_percent: int
+    budget_benefit_fen: int
+    budget_show_fen: int
+    budget_month_fen: int
     log_level: str
 
     @property
@@ -292,6 +301,19 @@ TABLE = (
     Setting("CURRENCY", "CNY", _currency, "The one currency of all prices."),
     Setting("TIMEZONE", "Asia/Shanghai", _zone, "The shop's zone: its days end at local midnight."),
     Setting(
+        "MEMBER_DAY",
+        "18",
+        _whole(0, 28),
+        "Day of the month on which members of a plan buy at a percentage of the list price; 0: no such day.",
+    ),
+    Setting("MEMBER_DAY_PERCENT", "88", _whole(50, 99), "What is paid of the list price on that day."),
+    Setting(
+        "POINTS_MONTHS",
+        "12",
+        _whole(0, 120),
+        "Points end with that many months after the one in which they became active; 0: never.",
+    ),
+    Setting(
         "SANDBOX",
         "no",
         _yes_or_no,
@@ -339,6 +361,42 @@ TABLE = (
         _one_of("", "sandbox", "off"),
         "Who sends sign-in codes: `sandbox` shows them on the page, `off` refuses. Default: `sandbox` with "
         "the sandbox, else `off`.",
+    ),
+    Setting(
+        "PLAN_REFUND_LATER",
+        "end",
+        _one_of("end", "pro_rata"),
+        "A plan given back after seven days: `end` cancels it for its end, `pro_rata` also sends back the part of "
+        "the fee for the time left.",
+    ),
+    Setting(
+        "APPROVE_ABOVE_FEN",
+        "5000000",
+        _whole(0, 100_000_000_000),
+        "What a flash sale cuts off, a gift or a kind of coupon gives away in all: above this a second person "
+        "must grant it. 0 is never.",
+    ),
+    Setting(
+        "REBATE_CAP_PERCENT",
+        "10",
+        _whole(1, 100),
+        "How much of what is paid for goods the rules may give back, in points, benefits and coupons. What "
+        "passes it cannot be saved.",
+    ),
+    Setting(
+        "BUDGET_BENEFIT_FEN", "0", _whole(0, 100_000_000_000), "What one benefit may cost; 0 is no limit."
+    ),
+    Setting(
+        "BUDGET_SHOW_FEN",
+        "0",
+        _whole(0, 100_000_000_000),
+        "What the benefits of one show may cost, where no budget is set for it; 0 is no limit.",
+    ),
+    Setting(
+        "BUDGET_MONTH_FEN",
+        "0",
+        _whole(0, 100_000_000_000),
+        "What the benefits opened in a calendar month may cost, where no budget is set; 0 is no limit.",
     ),
     Setting("LOG_LEVEL", "info", _one_of("debug", "info", "warning", "error"), "What is logged."),
 )

@@ -23,11 +23,13 @@ from chat.comments import Comments, need
 from chat.polls import Polls
 from chat.text import bounded
 from commerce.benefits import Benefits
+from commerce.incidents import Incidents
 from commerce.offers import Offers
 from live.database import Database
 from live.rooms import Room, room_from
 from membership.actor import Actor, Facts, RoomId, ShowId, is_id, new_link_id
 from membership.audience import EVERYONE, FIRST_OWN_BIT, LAST_OWN_BIT, PLAN_MEMBERS, Audience
+from membership.moment import in_ms
 from membership.page import BadCursor, Page
 from membership.refusal import Away, BadRequest, Forbidden, NotFound, Refusal, Unavailable
 from membership.script import Arg, ScriptLoader, json_arg
@@ -215,7 +217,9 @@ class Shows:
         offers: Offers,
         benefits: Benefits,
         after_show: AfterShow,
+        incidents: Incidents | None = None,
     ) -> None:
+        self._incidents = incidents
         self._database = database
         self._comments = comments
         self._polls = polls
@@ -513,6 +517,8 @@ class Shows:
             await self._offers.rebuild(t.conn, now.id)
             await self._put(now, now.status, now.status)
             await self._benefits.agree(t, now.id, at_once=True)  # puts them after the commit
+            if self._incidents is not None:
+                await self._incidents.agree(t.conn, now.id)
             t.after_commit(lambda: self._mark_whole(now.id, [], [now.generation]))
 
     async def renew(self, show: ShowId, epoch: str, seen: Seen) -> bool:
@@ -535,6 +541,8 @@ class Shows:
                 await self._polls.rebuild(t.conn, show)
                 await self._offers.rebuild(t.conn, show)
                 await self._benefits.agree(t, show, at_once=True)
+                if self._incidents is not None:
+                    await self._incidents.agree(t.conn, show)
                 t.after_commit(lambda: self._mark_whole(show, [], [now.generation]))
         except _AsItWas:
             return False
@@ -723,10 +731,10 @@ def _show(row: dict[str, Any]) -> Show:
         video_kind=row["video_kind"],
         poster_url=row["poster_url"],
         status=row["state"],
-        starts_at=_ms(row["starts_at"]),
-        started_at=None if row["started_at"] is None else _ms(row["started_at"]),
-        ending_until=None if row["ending_until"] is None else _ms(row["ending_until"]),
-        ended_at=None if row["ended_at"] is None else _ms(row["ended_at"]),
+        starts_at=in_ms(row["starts_at"]),
+        started_at=None if row["started_at"] is None else in_ms(row["started_at"]),
+        ending_until=None if row["ending_until"] is None else in_ms(row["ending_until"]),
+        ended_at=None if row["ended_at"] is None else in_ms(row["ended_at"]),
         guest_comments=row["guest_comments"],
         generation=row["generation"],
     )
@@ -840,7 +848,3 @@ def _place(cursor: str | None) -> tuple[datetime | None, str | None]:
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros), last
     except (OverflowError, OSError, ValueError):
         raise BadCursor from None
-
-
-def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)

@@ -100,6 +100,7 @@ class Socket(asyncio.Protocol):
         "voted",
         "waiting",
         "watch_from",
+        "watching_since",
         "working",
         "ws",
     )  # fmt: skip
@@ -141,7 +142,8 @@ class Socket(asyncio.Protocol):
         self.expires_at: float | None = None  # wall clock, s
         self.refresh_by: float | None = None
         self.voted: str | None = None  # the poll this viewer's ballot is in
-        self.watch_from: int | None = None  # ms, wall clock
+        self.watch_from: int | None = None  # ms, wall clock: recorded until then
+        self.watching_since: int | None = None
         self.rates: dict[type, tuple[float, float]] | None = None  # of commands: tokens left, when counted
         self.tokens, self.tokens_at = float(node.commands_burst), self.made_at
         self.frames, self.frames_at = float(FRAMES_AT_ONCE), self.made_at

@@ -45,7 +45,8 @@ class LostError(Exception):
 class Viewer:
     """Joins `socket_url` and stays until `stop()`; `on_message` gets every message.
 
-    `renew` gives a new token when the old one has expired.
+    `renew` gives a new token when the old one has expired. With `back_ms` it comes back within these times,
+    whatever the server asks for.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Viewer:
         on_message: OnMessage | None = None,
         renew: Renew | None = None,
         chance: random.Random | None = None,
+        back_ms: tuple[int, int] | None = None,
     ) -> None:
         self.url = socket_url
         self.token = token
         self.on_message = on_message
         self.renew = renew
         self.chance = chance or random.Random()
+        self._back_ms = back_ms
         self.you: dict[str, Any] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.position: dict[str, Any] | None = None
@@ -110,12 +113,19 @@ class Viewer:
             failures = 0 if self.joins > joins else failures + 1
             least, most = self._reconnect_ms
             most = max(least, min(RECONNECT_MAX_MS, most * 2 ** min(failures, 6)))
+            if self._back_ms is not None:
+                least, most = self._back_ms
             await asyncio.sleep(self.chance.uniform(least, most) / 1000)
             if self.closed_by == TOKEN_EXPIRED and self.renew is not None:
                 self.token = await self.renew(self)
 
     async def stop(self) -> None:
         self._stopping.set()
+        if self._socket is not None:
+            await self._socket.close()
+
+    async def drop(self) -> None:
+        """Lose the connection; `run` comes back, to where `url` leads by then."""
         if self._socket is not None:
             await self._socket.close()
 

@@ -38,6 +38,8 @@ Permission = Literal[
     "report.read",
     "room.write",  # rooms and shows
     "staff.write",  # staff accounts and API keys
+    "approve",  # grant what another asked for; set budgets
+    "incident.run",  # stop and go on with everything that takes money
 ]
 
 Role = Literal["owner", "host", "assistant", "reviewer", "operator", "admin"]
@@ -54,13 +56,27 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
             "report.read",
             "room.write",
             "staff.write",
+            "approve",
+            "incident.run",
         }
     ),
-    "host": frozenset({"show.run", "chat.moderate", "offer.run", "report.read", "room.write"}),
+    "host": frozenset(
+        {"show.run", "chat.moderate", "offer.run", "report.read", "room.write", "incident.run"}
+    ),
     "assistant": frozenset({"chat.moderate", "offer.run", "report.read"}),
     "reviewer": frozenset({"chat.moderate"}),
-    "operator": frozenset({"catalog.write", "member.read", "member.write", "report.read", "room.write"}),
-    "admin": frozenset({"staff.write", "report.read"}),
+    "operator": frozenset(
+        {
+            "catalog.write",
+            "member.read",
+            "member.write",
+            "report.read",
+            "room.write",
+            "approve",
+            "incident.run",
+        }
+    ),
+    "admin": frozenset({"staff.write", "report.read", "incident.run"}),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from psycopg.rows import DictRow
 
@@ -12,6 +14,7 @@ from membership.refusal import BadRequest, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
 ADDRESSES_MAX = 20  # a member
+MUNICIPALITIES = frozenset({"北京", "天津", "上海", "重庆"})
 NAME_MAX, REGION_MAX, DETAIL_MAX = 40, 60, 120  # code points
 
 
@@ -29,6 +32,27 @@ class TooManyAddresses(Refusal):
 
 class NoSuchAddress(NotFound):
     """There is no such address."""
+
+
+_PLACE = re.compile(
+    r"(?P<province>.+?省|.+?自治区|.+?特别行政区|(?:北京|天津|上海|重庆)市?)?"
+    r"(?P<city>.+?(?:自治州|地区|盟|市))?(?P<district>.*)"
+)
+
+
+def region_parts(region: str) -> tuple[str, str, str]:
+    """Province, city and district of a region as it was written; what cannot be told apart stays together
+    in the last. A municipality is its own city."""
+    words = region.replace("/", " ").split()
+    if len(words) >= 3:
+        return words[0], words[1], "".join(words[2:])
+    matched = _PLACE.fullmatch("".join(words))
+    if matched is None:
+        return "", "", "".join(words)
+    province, city = matched["province"] or "", matched["city"] or ""
+    if province.rstrip("市") in MUNICIPALITIES and not city:
+        city = province
+    return province, city, matched["district"]
 
 
 class AddressInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

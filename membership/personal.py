@@ -29,6 +29,11 @@ PERSONAL: tuple[Personal, ...] = (
         ("name", "phone", "region", "detail"),
         "DELETE FROM addresses WHERE member_id = %(member)s",
     ),
+    Personal(
+        "gift_claims",
+        ("address",),
+        "UPDATE gift_claims SET address = NULL WHERE member_id = %(member)s",
+    ),
     Personal("tags", ("name", "score"), "DELETE FROM tags WHERE member_id = %(member)s"),
     Personal("tag_deletions", ("subject",), "DELETE FROM tag_deletions WHERE member_id = %(member)s"),
     Personal(
@@ -39,8 +44,8 @@ PERSONAL: tuple[Personal, ...] = (
     ),
     Personal(
         "members",
-        ("nickname", "external_id"),
-        "UPDATE members SET nickname = NULL, external_id = NULL, erased_at = clock_timestamp()"
+        ("nickname", "external_id", "birthday"),
+        "UPDATE members SET nickname = NULL, external_id = NULL, birthday = NULL, erased_at = clock_timestamp()"
         " WHERE id = %(member)s",
     ),
 )

@@ -19,6 +19,7 @@ from membership.actor import MemberId, PaymentId, PlanId, ShowId, is_id, new_id
 from membership.line import clean_line
 from membership.members import NoSuchMember, parse_phone
 from membership.notices import Notices
+from membership.periodic_gifts import GiftInput, PeriodicGift, checked_gifts, gifts_of, insert_gifts
 from membership.refusal import BadRequest, KeyReused, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -59,6 +60,7 @@ class PlanInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     free_freight: bool = True
     gift_text: str = ""
     gift_value_fen: int = 0
+    gifts: tuple[GiftInput, ...] = ()  # by the month, by the year, on the birthday
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -73,6 +75,7 @@ class Plan(msgspec.Struct, frozen=True):
     gift_text: str
     gift_value_fen: int
     on_sale: bool
+    gifts: tuple[PeriodicGift, ...] = ()
 
 
 class Term(msgspec.Struct, frozen=True):
@@ -88,6 +91,7 @@ class Term(msgspec.Struct, frozen=True):
     until: datetime  # with the renewals that join on
     first_paid_start: bool  # guest, registered, trial or lapsed → paid
     source_show: ShowId | None = None
+    cancelled: bool = False  # for its end; undone until then
 
     @property
     def trial(self) -> bool:
@@ -109,7 +113,7 @@ def _check(given: PlanInput) -> PlanInput:
     for field, value, low, high in bounds:
         if not low <= value <= high:
             raise BadRequest(f"{field} is {low}–{high}.", field=field)
-    return msgspec.structs.replace(given, name=name, gift_text=gift_text)
+    return msgspec.structs.replace(given, name=name, gift_text=gift_text, gifts=checked_gifts(given.gifts))
 
 
 _PLAN = """
@@ -122,6 +126,7 @@ _PLAN = """
 _TERM = """
     SELECT t.id, t.member_id, t.plan_id, p.name AS plan_name, t.kind, t.starts_at,
            coalesce(t.ended_at, t.ends_at) AS ends_at, t.first_paid_start, t.source_show,
+           t.cancelled_at IS NOT NULL AS cancelled,
            CASE WHEN t.ended_at IS NOT NULL THEN t.ended_at ELSE (
                SELECT max(n.ends_at) FROM plan_terms n
                WHERE n.member_id = t.member_id AND n.plan_id = t.plan_id AND n.kind = t.kind
@@ -131,8 +136,8 @@ _TERM = """
 """
 
 
-def _plan(row: DictRow) -> Plan:
-    return Plan(**{**row, "id": PlanId(str(row["id"]))})
+def _plan(row: DictRow, gifts: tuple[PeriodicGift, ...]) -> Plan:
+    return Plan(**{**row, "id": PlanId(str(row["id"])), "gifts": gifts})
 
 
 def _term(row: DictRow) -> Term:
@@ -147,6 +152,7 @@ def _term(row: DictRow) -> Term:
         until=row["until"],
         first_paid_start=row["first_paid_start"],
         source_show=row["source_show"],
+        cancelled=row["cancelled"],
     )
 
 
@@ -166,7 +172,7 @@ class Plans:
         rows = await (
             await conn.execute(_PLAN + " WHERE on_sale OR NOT %s ORDER BY fee_fen, id", (on_sale,))
         ).fetchall()
-        return tuple(_plan(row) for row in rows)
+        return await self._with_gifts(conn, rows)
 
     async def get(self, conn: Connection, plan: PlanId | str) -> Plan:
         """Raises NoSuchPlan."""
@@ -175,7 +181,7 @@ class Plans:
             row = await (await conn.execute(_PLAN + " WHERE id = %s", (plan,))).fetchone()
         if row is None:
             raise NoSuchPlan
-        return _plan(row)
+        return (await self._with_gifts(conn, [row]))[0]
 
     async def create(self, t: Transaction, given: PlanInput) -> Plan:
         """Put a plan on sale. What members bought does not change later; a new price is a new plan."""
@@ -200,6 +206,7 @@ class Plans:
                 kept.gift_value_fen,
             ),
         )
+        await insert_gifts(t, plan, kept.gifts)
         return await self.get(t.conn, plan)
 
     async def set_on_sale(self, t: Transaction, plan: PlanId, on_sale: bool) -> Plan:
@@ -324,6 +331,12 @@ class Plans:
                 (member, moment),
             )
         ).fetchall()
+        # Who pays once more does not want the end any longer.
+        await t.conn.execute(
+            "UPDATE plan_terms SET cancelled_at = NULL"
+            " WHERE member_id = %s AND plan_id = %s AND ended_at IS NULL AND cancelled_at IS NOT NULL",
+            (member, bought.id),
+        )
         last = next((term for term in ahead if term["plan"] == bought.id), None)
         starts_at = moment if last is None else last["ends_at"]
         anchor_at = moment if last is None else last["anchor_at"]
@@ -377,6 +390,32 @@ class Plans:
         )
         self._tell(t, MemberId(str(row["member_id"])))
         return await self._get_term(t.conn, str(row["id"]))
+
+    async def cancel(self, t: Transaction, member: MemberId) -> Term:
+        """Cancel the paid plan for its end; access and prices stay until then. Again changes nothing.
+
+        Raises NoSuchPlan.
+        """
+        return await self._set_cancelled(t, member, cancelled=True)
+
+    async def undo_cancel(self, t: Transaction, member: MemberId) -> Term:
+        """Take the cancellation back, until the end. Raises NoSuchPlan."""
+        return await self._set_cancelled(t, member, cancelled=False)
+
+    async def _set_cancelled(self, t: Transaction, member: MemberId, *, cancelled: bool) -> Term:
+        await self._lock(t, member)
+        changed = await t.conn.execute(
+            """
+            UPDATE plan_terms SET cancelled_at = CASE WHEN %s THEN coalesce(cancelled_at, clock_timestamp()) END
+            WHERE member_id = %s AND kind = 'paid' AND ended_at IS NULL AND ends_at > clock_timestamp()
+            """,
+            (cancelled, member),
+        )
+        term = await self.current(t.conn, member)
+        if not changed.rowcount or term is None:
+            raise NoSuchPlan("You have no paid plan.")
+        self._tell(t, member)
+        return term
 
     async def current(self, conn: Connection, member: MemberId, *, at: datetime | None = None) -> Term | None:
         """The term that gives access now: a paid one before a trial, then the one that lasts longest."""
@@ -453,6 +492,10 @@ class Plans:
             )
         ).fetchall()
         return tuple(_term(row) for row in rows)
+
+    async def _with_gifts(self, conn: Connection, rows: Sequence[DictRow]) -> tuple[Plan, ...]:
+        gifts = await gifts_of(conn, [PlanId(str(row["id"])) for row in rows])
+        return tuple(_plan(row, gifts.get(PlanId(str(row["id"])), ())) for row in rows)
 
     async def _lock(self, t: Transaction, member: MemberId) -> str | None:
         """One change of a member's terms at a time. Returns the member's phone."""

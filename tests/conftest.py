@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -109,6 +109,14 @@ class Emptied:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
+        self.delete_rows()
+
+    def alter(self, statement: LiteralString) -> None:
+        """Change rows that are only added to, as if time had passed."""
+        self._conn.execute(statement)
+
+    def delete_rows(self) -> None:
+        """For who keeps its own connections from one run to the next."""
         self._conn.execute(self._empty)
 
     def close(self) -> None:
@@ -178,6 +186,11 @@ def scripts(redis: Redis) -> Scripts:
 @pytest.fixture
 def make_show(scripts: Scripts, tx: TransactionFactory) -> MakeShow:
     """A room, a show in it, and the show's keys in Redis. `meta` are further META fields."""
+    return show_maker(scripts, tx)
+
+
+def show_maker(scripts: Scripts, tx: TransactionFactory) -> MakeShow:
+    """The same without a fixture."""
     open_show = scripts.load("live", "open_show")
 
     async def make(status: str = "live", **meta: str | int) -> ShowId:

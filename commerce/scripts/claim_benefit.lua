@@ -1,5 +1,5 @@
 -- include: commerce/seats
--- Decides many claims of a benefit that needs no payment, in order of arrival. Nobody is told here: the rows are
+-- Decides many claims of a benefit that needs no joining, in order of arrival. Nobody is told here: the rows are
 -- written first, then announce_claims.lua counts and tells.
 --
 -- KEYS  as in seats.lua
@@ -7,8 +7,8 @@
 --       4… pairs: member, key
 --       e.g. 'b7' 'benefit.claim:b7' '' 'm1' 'k1' 'm2' 'k2'
 -- Returns {'ok', generation, quota, stamp or '' when not spent, [holder, …] when spent and the caller's stamp is another, [answer, …]}
---         answer: 'won <rank> <nth>' (fresh, or the same key again) · 'already <rank> <nth>' · 'sold_out' · 'paused' ·
---         'closed' · 'not_live' · 'key_reused'; a rank whose row is to be written is followed by ' ' and its key
+--         answer: 'won <rank> <nth>' (fresh, or the same key again) · 'already <rank> <nth>' · 'sold_out' · 'paused' or 'paused <reason>' ·
+--         'closed' · 'not_live' · 'not_started <ms left> 0' · 'key_reused'; a rank whose row is to be written is followed by ' ' and its key
 -- All or none. Refusals are not remembered: a freed seat may be tried for with the same key.
 assert((#ARGV - 3) % 2 == 0, 'claims come in pairs')
 local gone = benefit_guard() if gone then return gone end
@@ -17,6 +17,12 @@ local at = status()
 if at == 'scheduled' or at == 'waiting' then word = 'not_live'
 elseif at == 'ended' then word = 'closed'
 elseif at == 'paused' and word == '' then word = 'paused' end
+local starts_at = tonumber(redis.call('HGET', B, 'starts_at') or '')
+if word == '' and starts_at and NOW < starts_at then word = string.format('not_started %.0f 0', starts_at - NOW) end
+if word == 'paused' then
+  local why = redis.call('HGET', META, 'incident') or terms.reason
+  if why and why ~= '' then word = 'paused ' .. why end
+end
 local free, per_person = free_seats(), number('per_person')
 local answers = {}
 

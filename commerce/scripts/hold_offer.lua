@@ -11,7 +11,8 @@
 -- ARGV[4] settle_ms    from now
 -- ARGV[5…] offer, pieces, offer, pieces, …
 -- Returns {'ok', 'held'} or {'ok', 'again'}; refused: unavailable, sold_out (none left, none can come back),
--- reserved_out (unpaid orders hold the rest), limit_reached (per person, or fewer left than asked).
+-- reserved_out (unpaid orders hold the rest), limit_reached (per person, or fewer left than asked),
+-- paused (selling is).
 -- All or none.
 local gone = whole_guard()
 if gone then return gone end
@@ -21,6 +22,9 @@ if redis.call('HGET', OFFERS, 'generation') ~= redis.call('HGET', META, 'generat
   return refused('unavailable', 1000, 'the offers are being rebuilt')
 end
 if redis.call('HEXISTS', HOLDS, order) == 1 then return {'ok', 'again'} end
+
+local incident = redis.call('HGET', META, 'incident')
+if incident then return refused('paused', nil, incident) end
 
 for i = 5, #ARGV, 2 do
   local offer, pieces = ARGV[i], tonumber(ARGV[i + 1])

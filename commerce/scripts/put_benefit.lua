@@ -2,9 +2,9 @@
 -- Puts a benefit's terms in force: opens it, changes it, or builds its counters anew from PostgreSQL.
 --
 -- KEYS  as in seats.lua
--- ARGV  1 id · 2 record JSON {generation, version, status, reason, quota, needs, per_person, bit, closes_at, seat_ms,
+-- ARGV  1 id · 2 record JSON {generation, version, status, reason, quota, needs, per_person, bit, starts_at, closes_at, seat_ms,
 --       confirmed, ranked, changes, sold_told, claims: [[member, ranks, key, reply], …], held: [[member, until], …] newest change first,
---       queue: [member, …], had: [member, …], told: [rank, …]}; the counters are used only when they are built
+--       queue: [member, …], had: [member, …], longer: [member, …], told: [rank, …]}; the counters are used only when they are built
 --       3 state parts JSON · 4 event JSON or '' · 5 digest under which claims are remembered
 -- Returns {'ok', 'built' | 'changed' | 'same'}
 -- All or none. An older generation or version changes nothing.
@@ -24,6 +24,7 @@ if build then
   end
   for _, rank in ipairs(record.told) do redis.call('SETBIT', TOLD, rank, 1) end
   for _, member in ipairs(record.had) do redis.call('SADD', HAD, member) end
+  for _, member in ipairs(record.longer) do redis.call('HSET', B, 'longer:' .. member, '') end
   for place, member in ipairs(record.queue) do redis.call('ZADD', QUEUE, place, member) end
   redis.call('HSET', B, 'places', #record.queue)
   -- Rows may lag behind what was held when the store was lost: never more than the quota allows.
@@ -36,7 +37,7 @@ if build then
 end
 redis.call('HSET', B, 'version', record.version, 'status', record.status, 'reason', record.reason, 'quota', record.quota,
   'needs', record.needs, 'per_person', record.per_person, 'bit', record.bit, 'closes_at', record.closes_at,
-  'seat_ms', record.seat_ms)
+  'starts_at', record.starts_at, 'seat_ms', record.seat_ms)
 terms = read_terms()
 if number('confirmed') < record.quota then redis.call('HSET', B, 'sold_told', 0) end
 if record.status == 'closed' then redis.call('DEL', QUEUE) end

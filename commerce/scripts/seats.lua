@@ -2,12 +2,13 @@
 --
 -- KEYS (after the spine)
 --   8 benefit:<id>           hash: generation, show (META.generation when built), version, status, reason, quota, needs,
---                            per_person, bit, closes_at (ms or ''), seat_ms, confirmed, ranked, changes, freed, sold_told;
---                            'took:<member>': token of the call that took the seat now held
+--                            per_person, bit, starts_at and closes_at (ms or ''), seat_ms, confirmed, ranked, changes, freed, sold_told;
+--                            'took:<member>': token of the call that took the seat now held;
+--                            'longer:<member>': that hold was prolonged, once in its life
 --   9 benefit:<id>:claims    hash: member -> '37' or '37,41', ranks decided or confirmed
 --  10 benefit:<id>:held      zset: member -> until (ms)
 --  11 benefit:<id>:settling  hash: decided, its row not yet known to be committed. needs join: member ->
---                            'since|until|place|token'; needs nothing: rank -> 'since|member|nth|key'
+--                            'since|until|place|token'; else: rank -> 'since|member|nth|key'
 --  12 benefit:<id>:queue     zset: member -> place
 --  13 benefit:<id>:had       set: members who have had their seat
 --  14 benefit:<id>:outbox    list of changes of seats (JSON) to be written to PostgreSQL and told
@@ -47,15 +48,17 @@ local function free_seats() return number('quota') - number('confirmed') - held_
 local function shut()
   if terms.status == 'paused' then return 'paused' end
   if terms.status ~= 'open' then return 'closed' end
+  if redis.call('HEXISTS', META, 'incident') == 1 then return 'paused' end
   if terms.closes_at ~= '' and NOW >= tonumber(terms.closes_at) then return 'closed' end
   return ''
 end
 
 -- One change of one seat, numbered, for PostgreSQL and the member.
-local function tell(member, state, until_ms, place)
+local function tell(member, state, until_ms, place, longer)
   local change = redis.call('HINCRBY', B, 'changes', 1)
   redis.call('RPUSH', OUTBOX, cjson.encode({v = change, member = member, state = state,
-    ['until'] = until_ms and string.format('%.0f', until_ms) or '', place = place and string.format('%.0f', place) or ''}))
+    ['until'] = until_ms and string.format('%.0f', until_ms) or '', place = place and string.format('%.0f', place) or '',
+    longer = longer or 0}))
   return change
 end
 

@@ -283,6 +283,11 @@ class Stand:
             _with_past_children(postgres),
         )
 
+    @property
+    def redis_url(self) -> str:
+        assert self._engines is not None
+        return self._engines.addresses.redis_url
+
     def redis_calls(self) -> dict[str, int]:
         """How often each command was called so far."""
         assert self._engines is not None

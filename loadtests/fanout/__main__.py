@@ -154,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     add("--idle", type=_number(int, 0, 20_000), default=0, help="also N viewers to whom nothing is said")
     add("--server-core", type=int, choices=cores, default=cores[0], help=f"default {cores[0]}")
     add("--viewer-core", type=int, choices=cores, default=cores[-1], help=f"default {cores[-1]}")
+    add("--engine-core", type=int, choices=cores, help="of Redis and PostgreSQL; default the server's")
     add("--out", type=Path, default=RESULTS, metavar="DIR", help=f"for results (default {RESULTS})")
     add("--table", type=Path, metavar="JSON", help="print the table of an earlier result, and end")
     return made
@@ -164,7 +165,16 @@ def _run(given: argparse.Namespace, console: Console) -> int:
         print(markdown_table(read_result(given.table)), end="")
         return 0
     allow_files(max(given.viewers, given.idle))
-    work = Work(given.viewers, given.rate, given.seconds, given.bytes, given.server_core, given.viewer_core)
+    engine_core = given.server_core if given.engine_core is None else given.engine_core
+    work = Work(
+        given.viewers,
+        given.rate,
+        given.seconds,
+        given.bytes,
+        given.server_core,
+        given.viewer_core,
+        engine_core,
+    )
     chosen = [c for c in all_contenders() if not given.only or c.name in (FLOOR, *given.only)]
     os.sched_setaffinity(0, {given.viewer_core})  # who publishes stays out of the server's way
     folder, alive = own_folder()

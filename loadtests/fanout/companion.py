@@ -106,11 +106,10 @@ class _Serving:
         }
         if len(self.counted) != 2 or not self.beside:
             raise LoadError(f"the server's processes are not those that were expected: {kinds}")
-        # The server's core is the server's, as it is in the other contenders' runs: the engines share the viewers'.
         for pid in kinds:
             if pid not in self.counted:
                 with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(pid, {work.viewer_core})
+                    os.sched_setaffinity(pid, {work.engine_core})
 
     def publish(self) -> int:
         return asyncio.run(self._publish())

@@ -234,7 +234,8 @@ def markdown(result: Result, plots: Sequence[str]) -> str:
             "",
             f"{result.work}; {result.rounds} rounds, every contender once in each; figures are medians, ratios "
             "are to the floor of the same round. CPU is that of the server's processes, on core "
-            f"{result.work.server_core}; the viewers were on core {result.work.viewer_core}.",
+            f"{result.work.server_core}; the viewers were on core {result.work.viewer_core}, our engines on core "
+            f"{result.work.engine_core}.",
             "",
             markdown_table(result),
             *(f"- {line}" for line in remarks(result)),

@@ -41,6 +41,7 @@ class Work(msgspec.Struct, frozen=True):
     size: int = 200  # bytes of a frame's payload
     server_core: int = 0
     viewer_core: int = 1
+    engine_core: int = 0  # of Redis and PostgreSQL, which only our server needs
 
     @property
     def frames(self) -> int:

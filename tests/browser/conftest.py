@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from psycopg import sql
 from redis import Redis
 
 from live.engines import Addresses
 from tests.browser.stage import DESK, FLAGS, INSTALL, PHONE, People, Peopled, Shop, find_chromium, serve_shop
 from tests.conftest import database_url
+
+WAIT_MS = 15_000  # for a visible condition: a busy machine may stall for seconds
 
 
 @pytest.fixture(scope="package")
@@ -36,6 +38,7 @@ def browser() -> Iterator[Browser]:
     if executable is None:
         pytest.fail(INSTALL)
     with sync_playwright() as playwright:
+        expect.set_options(timeout=WAIT_MS)
         started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield started
         started.close()

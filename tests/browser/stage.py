@@ -23,6 +23,7 @@ from typing import Any, Literal
 import httpx2
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, ViewportSize, expect
 
+from commerce.sandbox import control_key
 from live import process
 from live.brand import Demo
 from live.demo import load_demo
@@ -81,7 +82,7 @@ def find_chromium() -> str | None:
 class Shop:
     """The served shop, by its API: what a test prepares before anybody looks."""
 
-    def __init__(self, url: str, demo: Demo) -> None:
+    def __init__(self, url: str, demo: Demo, control_key: str = "") -> None:
         self.url = url
         self.http = httpx2.Client(base_url=url, timeout=15, trust_env=False)
         self.key = {"authorization": f"Bearer {demo.crowd_key}"}
@@ -94,6 +95,7 @@ class Shop:
         cues = self.staff("GET", f"/v1/shows/{demo.show}/cues")["items"]
         self.cues = [{name: cue[name] for name in ("kind", "title", "shortcut", "payload")} for cue in cues]
         self.rooms = {room["slug"]: room["id"] for room in self.staff("GET", "/v1/rooms")["items"]}
+        self.control_key = control_key
         self.plan: dict[str, Any] = self.http.get("/v1/plans").json()["items"][0]
         self._numbers = itertools.count(1)
 
@@ -191,6 +193,11 @@ class Shop:
         order = self.viewer(token, "POST", f"/v1/shows/{show}/orders", body)["order"]
         if paid:
             self._pay(self.viewer(token, "POST", f"/v1/me/orders/{order}/payment", {})["payment_url"])
+
+    def faults(self, **faults: Any) -> None:
+        """What goes wrong at the payment provider from now on; nothing named: all is well again."""
+        answer = self.http.put("/sandbox/control/faults", json=faults, auth=("", self.control_key))
+        assert answer.status_code < 300, answer.text
 
     def _pay(self, url: str) -> None:
         answer = self.http.post(url, data={"result": "pay"})
@@ -394,6 +401,7 @@ def serve_shop(engines: Addresses, database_url: str, folder: Path) -> Iterator[
         "COMPANION_SMS": "sandbox",
         "COMPANION_DRAIN_S": "0.2",
         "COMPANION_LOG_LEVEL": "warning",
+        "COMPANION_MEMBER_DAY": "0",
     }
     with ThreadPoolExecutor(1) as aside:  # where a browser runs, this thread has an event loop already
         demo = aside.submit(asyncio.run, load_demo(read_settings(environment))).result()
@@ -412,7 +420,7 @@ def serve_shop(engines: Addresses, database_url: str, folder: Path) -> Iterator[
     try:
         start("work", subprocess.DEVNULL)
         _await_serving(start("serve", subprocess.PIPE))
-        shop = Shop(url, demo)
+        shop = Shop(url, demo, control_key(environment["COMPANION_SECRET"]))
         try:
             yield shop
         finally:

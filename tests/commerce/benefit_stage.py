@@ -9,9 +9,14 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
-from commerce.benefits import Benefit, BenefitInput, Benefits, benefit_keys
-from commerce.claims import Claims
+from commerce.benefit_counters import benefit_keys
+from commerce.benefit_terms import Benefit, BenefitInput
+from commerce.benefits import Benefits
+from commerce.claims import BATCH_MAX, WAITING_MAX, Claims, Won
+from commerce.coupons import Coupons
+from commerce.grants import Grants
 from commerce.seats import Seats
+from live.gather import Together
 from live.lua import Scripts
 from membership.actor import (
     NOBODY,
@@ -28,6 +33,7 @@ from membership.actor import (
 from membership.audience import ShowAudiences
 from membership.notices import STREAM, Notices
 from membership.partition import show_key
+from membership.points import Points
 from membership.transaction import Connection, Transaction
 
 TransactionFactory = Callable[[], AbstractAsyncContextManager[Transaction]]
@@ -55,15 +61,31 @@ def viewer(member: MemberId, *, plan: bool = False, trial: bool = False) -> Acto
 GUEST = Actor(kind="viewer", id="g_visitor-0001", name="访客0001", facts=NOBODY)
 
 
+Gatherer = Together[tuple[ShowId, BenefitId], tuple[Actor, str], Won]
+
+
+def gathered(claims: Claims) -> Gatherer:
+    """A process's claims, as the socket's commands reach them."""
+    return Together(
+        lambda where, asked: claims.claim_many(*where, asked),
+        most=BATCH_MAX,
+        rest_s=0,
+        waiting_max=WAITING_MAX,
+    )
+
+
 class Stage:
     def __init__(self, redis: Redis, scripts: Scripts, tx: TransactionFactory) -> None:
         self.redis = redis
         self.scripts = scripts
         self.tx = tx
         self.notices = Notices(redis)
-        self.benefits = Benefits(scripts, ShowAudiences(scripts), self.notices, facts_of)
-        self.seats = Seats(scripts, self.notices, facts_of, tx)
-        self.claims = Claims(scripts, self.notices, tx)
+        self.points = Points(self.notices)
+        self.coupons = Coupons(self.notices)
+        self.grants = Grants(self.points, self.coupons)
+        self.benefits = Benefits(scripts, ShowAudiences(scripts), self.notices, facts_of, self.grants)
+        self.seats = Seats(scripts, self.notices, facts_of, tx, self.grants)
+        self.claims = Claims(scripts, self.notices, tx, self.grants)
 
     async def members(self, count: int) -> list[MemberId]:
         members = [MemberId(new_id()) for _ in range(count)]
@@ -139,6 +161,17 @@ class Stage:
         held = show_key(show, benefit_keys(benefit)[2])
         for member in members:
             await self.redis.zadd(held, {member: 1}, xx=True)
+
+    async def let_end(self, benefit: BenefitId) -> None:
+        """As if its time were over: what no act can do, and the tables refuse."""
+        async with self.tx() as t:
+            await t.conn.execute("ALTER TABLE benefits DISABLE TRIGGER benefits_terms_guard")
+            await t.conn.execute(
+                "UPDATE benefits SET opened_at = now() - interval '9 s', closes_at = now() - interval '1 s'"
+                " WHERE id = %s",
+                [benefit],
+            )
+            await t.conn.execute("ALTER TABLE benefits ENABLE TRIGGER benefits_terms_guard")
 
     async def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
         async with self.tx() as t:

@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from commerce.coupons import Coupon, CouponRule, CouponRuleInput, Coupons
+from commerce.grants import Grants
 from commerce.messages import LineInput, PlaceOrder
 from commerce.offers import Offer, Offers
 from commerce.orders import Orders, Placed
 from commerce.payments import FoundPayment, PaymentPage, PaymentRequest, Payments, Recorded
-from commerce.prices import Quote, Quotes
 from commerce.products import Product, ProductInput, Products
+from commerce.quotes import Quote, Quotes
 from commerce.seats import Seats
 from live.database import Database
 from live.lua import Scripts
@@ -32,12 +34,13 @@ from membership.actor import (
 )
 from membership.addresses import Addresses, AddressInput
 from membership.audience import Audience, ShowAudiences, mask_of
+from membership.campaigns import Campaigns
 from membership.members import Members, new_guest_id
 from membership.members import guest as guest_actor
 from membership.notices import STREAM, Notices
 from membership.partition import show_key
 from membership.plans import Plan, PlanInput, Plans
-from membership.points import Points
+from membership.points import Balance, Points
 from membership.transaction import Transaction
 
 TransactionFactory = Callable[[], AbstractAsyncContextManager[Transaction]]
@@ -88,9 +91,19 @@ class Shop:
         self.addresses = Addresses()
         self.audiences = ShowAudiences(scripts)
         self.products = Products()
-        self.quotes = Quotes("secret", products=self.products)
+        self.coupons = Coupons(self.notices)
+        self.campaigns = Campaigns()
+        self.quotes = Quotes(
+            "secret",
+            products=self.products,
+            coupons=self.coupons,
+            points=self.points,
+            plans=self.plans,
+            campaigns=self.campaigns,
+        )
         self.offers = Offers(scripts, self.audiences, self.products)
-        self.seats = Seats(scripts, self.notices, self.members.facts, self.tx)
+        self.grants = Grants(self.points, self.coupons)
+        self.seats = Seats(scripts, self.notices, self.members.facts, self.tx, self.grants)
         self.orders = self.make_orders()
         self.provider = RecordingProvider()
         self.payments = Payments(self.orders, self.plans, self.seats, self.provider, self.notices)
@@ -103,6 +116,7 @@ class Shop:
             self.quotes,
             self.plans,
             self.points,
+            self.coupons,
             self.notices,
             self.addresses,
             self.seats,
@@ -175,10 +189,11 @@ class Shop:
 
     # --- buying ---
 
-    async def quote(self, actor: Actor, show: ShowId, *lines: tuple[Offer, int]) -> Quote:
+    async def quote(self, actor: Actor, show: ShowId, *lines: tuple[Offer, int], **wish: Any) -> Quote:
+        """`wish`: coupons, points, best, region."""
         async with self.tx() as t:
             return await self.quotes.quote(
-                t.conn, actor, show, [LineInput(offer.id, quantity) for offer, quantity in lines]
+                t.conn, actor, show, [LineInput(offer.id, quantity) for offer, quantity in lines], **wish
             )
 
     def command(self, actor: Actor, quote: Quote | str, key: str | None = None, **more: Any) -> PlaceOrder:
@@ -191,8 +206,34 @@ class Shop:
         async with self.tx() as t:
             return await self.orders.place(t, actor, show, self.command(actor, quote, key))
 
-    async def buy(self, actor: Actor, show: ShowId, *lines: tuple[Offer, int]) -> Placed:
-        return await self.place(actor, show, await self.quote(actor, show, *lines))
+    async def buy(self, actor: Actor, show: ShowId, *lines: tuple[Offer, int], **wish: Any) -> Placed:
+        return await self.place(actor, show, await self.quote(actor, show, *lines, **wish))
+
+    async def rule(self, **terms: Any) -> CouponRule:
+        """A rule of coupons: ten yuan off, if nothing else is said."""
+        given: dict[str, Any] = {"title": "十元券", "kind": "amount", **terms}
+        if given["kind"] == "amount":
+            given.setdefault("off_fen", 1_000)
+        async with self.tx() as t:
+            return await self.coupons.create_rule(t, OPERATOR, CouponRuleInput(**given))
+
+    async def grant(
+        self, actor: Actor, rule: CouponRule, cause: str | None = None, *, nth: int = 1
+    ) -> Coupon:
+        assert actor.member is not None
+        async with self.tx() as t:
+            return await self.coupons.grant(t, actor.member, rule.id, cause or new_id(), nth=nth)
+
+    async def give_points(self, actor: Actor, points: int) -> None:
+        """Active at once."""
+        assert actor.member is not None
+        async with self.tx() as t:
+            await self.points.earn(t, actor.member, points, "review", new_id())
+
+    async def balance(self, actor: Actor) -> Balance:
+        assert actor.member is not None
+        async with self.tx() as t:
+            return await self.points.balance(t.conn, actor.member)
 
     async def join(self, actor: Actor, plan: PlanId, show: ShowId | None = None) -> Placed:
         async with self.tx() as t:

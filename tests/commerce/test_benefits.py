@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from psycopg import errors
 
-from commerce.benefits import BenefitInput, BenefitOpen, Closed, NotLive, shown_name
+from commerce.benefit_terms import BenefitInput
+from commerce.benefits import BenefitOpen, Closed, NotLive
+from commerce.claim_announcer import shown_name
 from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
 from membership.audience import PLAN_MEMBERS, Audience
 from membership.partition import show_key
@@ -26,6 +28,7 @@ async def claimed(stage: Stage, show: ShowId, benefit: BenefitId, member: Member
     return answer.word if isinstance(answer, Refusal) else answer.rank
 
 
+@pytest.mark.rule("semantics 2.5a")
 async def test_opening_tells_the_audience_after_the_commit(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     async with stage.tx() as t:
@@ -62,6 +65,7 @@ async def test_an_audience_of_its_own_gets_its_own_bit(stage: Stage, make_show: 
     assert [fields[b"a"] for _, fields in entries] == [b"2"]
 
 
+@pytest.mark.rule("semantics 2.2a", "semantics 2.2b")
 async def test_tonights_paid_joins_are_confirmed_first_in_payment_order(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -88,6 +92,7 @@ async def test_tonights_paid_joins_are_confirmed_first_in_payment_order(
     assert (await stage.pay(show, other))[1] == 4
 
 
+@pytest.mark.rule("semantics 2.2b", "semantics 2.7a")
 async def test_earlier_joins_fill_no_more_than_the_quota_and_count_a_person_once(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -104,6 +109,7 @@ async def test_earlier_joins_fill_no_more_than_the_quota_and_count_a_person_once
     assert await stage.take(show, await stage.member()) == "sold_out"
 
 
+@pytest.mark.rule("semantics 2.2b")
 async def test_a_payment_and_the_opening_do_not_pass_each_other(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     members = await stage.members(6)
@@ -182,6 +188,7 @@ async def test_only_who_runs_offers_may_touch_a_benefit(stage: Stage, make_show:
                 await act(t)
 
 
+@pytest.mark.rule("semantics 2.9a")
 async def test_a_quota_rises_and_serves_the_queue_and_never_falls(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = (await stage.open(show, needs="join", quota=1)).id
@@ -215,6 +222,7 @@ async def test_sold_out_is_told_once_for_each_quota(stage: Stage, make_show: Mak
     assert [event["of"] for event in await stage.events(show, "benefit.sold_out")] == [1, 2]
 
 
+@pytest.mark.rule("semantics 2.9a")
 async def test_a_pause_shows_its_reason_to_viewers(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = (await stage.open(show)).id
@@ -267,11 +275,7 @@ async def test_a_show_that_ends_closes_what_is_open(stage: Stage, make_show: Mak
 async def test_what_has_passed_its_time_is_closed(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     due, running = await stage.open(show, seconds=60), await stage.open(show, seconds=60)
-    await stage.rows(
-        "UPDATE benefits SET opened_at = now() - interval '9 s', closes_at = now() - interval '1 s'"
-        " WHERE id = %s RETURNING id",
-        due.id,
-    )
+    await stage.let_end(due.id)
     for expected in (1, 0):
         async with stage.tx() as t:
             assert await stage.benefits.close_due(t) == expected
@@ -301,13 +305,13 @@ async def test_a_crash_after_the_commit_of_terms_is_put_in_force_and_told_once(
         raise Unavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.benefits, "_put", dead)
+        patch.setattr(stage.benefits._counters, "_put", dead)
         async with stage.tx() as t:
             await stage.benefits.raise_quota(t, HOST, benefit, 2)
     async with stage.tx() as t:
         assert await stage.benefits.agree(t, show) == 0  # so young that its maker may still be at it
     assert (await stage.benefits.counts(show, benefit)).quota == 1
-    monkeypatch.setattr("commerce.benefits.TOLD_GRACE_S", 0)
+    monkeypatch.setattr("commerce.benefit_counters.TOLD_GRACE_S", 0)
     for expected in (1, 0, 0):
         async with stage.tx() as t:
             assert await stage.benefits.agree(t, show) == expected
@@ -326,7 +330,7 @@ async def test_a_crash_at_the_opening_is_made_good(
         raise Unavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.benefits, "_put", dead)
+        patch.setattr(stage.benefits._counters, "_put", dead)
         benefit = (await stage.open(show)).id
     assert await claimed(stage, show, benefit, await stage.member()) == "unavailable"
     async with stage.tx() as t:
@@ -385,15 +389,15 @@ async def test_an_older_version_changes_nothing(stage: Stage, make_show: MakeSho
     show = await make_show()
     benefit = (await stage.open(show, quota=1)).id
     held: list[Any] = []
-    put = stage.benefits._put
+    put = stage.benefits._counters._put
 
     async def late(*args: Any) -> None:
         held.append(args)
 
-    stage.benefits._put = late  # type: ignore[assignment]
+    stage.benefits._counters._put = late  # type: ignore[assignment]
     async with stage.tx() as t:
         await stage.benefits.raise_quota(t, HOST, benefit, 2)
-    stage.benefits._put = put
+    stage.benefits._counters._put = put
     async with stage.tx() as t:
         await stage.benefits.raise_quota(t, HOST, benefit, 3)
     assert await put(*held[0]) == b"same"
@@ -412,6 +416,7 @@ async def test_shows_to_tend_are_those_with_open_benefits(stage: Stage, make_sho
         assert await stage.benefits.to_tend(t.conn) == []
 
 
+@pytest.mark.rule("semantics 2.9a", "semantics 2.4a")
 async def test_the_tables_are_the_last_guard(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = (await stage.open(show, quota=1)).id

@@ -8,13 +8,13 @@ import pytest
 from psycopg import OperationalError
 
 import commerce.claims
-from commerce.benefits import benefit_keys
-from commerce.claims import AlreadyClaimed, ClaimGatherer, Claims, SoldOut, Won
+from commerce.benefit_counters import benefit_keys
+from commerce.claims import AlreadyClaimed, Claims, SoldOut, Won
 from membership.actor import Actor, BenefitId, MemberId, new_id
 from membership.audience import PLAN_MEMBERS, Audience
 from membership.partition import show_key
 from membership.refusal import Refusal, Unavailable
-from tests.commerce.benefit_stage import GUEST, HOST, Stage, viewer
+from tests.commerce.benefit_stage import GUEST, HOST, Stage, gathered, viewer
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +30,7 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commerce.claims, "SPENT_S", 0.0)
 
 
+@pytest.mark.rule("semantics 2.10a")
 async def test_the_first_n_in_order_of_arrival_win_and_the_rest_get_sold_out(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -70,7 +71,7 @@ async def test_two_devices_at_once_win_once(stage: Stage, make_show: MakeShow) -
     show = await make_show()
     benefit = await stage.open(show, quota=5)
     member = await stage.member()
-    phone, pad = Claims(stage.scripts, stage.notices, stage.tx), stage.claims
+    phone, pad = Claims(stage.scripts, stage.notices, stage.tx, stage.grants), stage.claims
     first, second = await asyncio.gather(
         phone.claim_many(show, benefit.id, [(viewer(member), "phone")]),
         pad.claim_many(show, benefit.id, [(viewer(member), "pad")]),
@@ -113,6 +114,7 @@ async def test_only_a_live_show_gives(stage: Stage, make_show: MakeShow, status:
     assert words(await stage.claims.claim_many(show, benefit.id, claims)) == [word]
 
 
+@pytest.mark.rule("L5")
 async def test_no_claim_passes_after_the_close_but_a_winner_keeps_the_answer(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -147,6 +149,7 @@ async def test_nothing_is_given_while_paused(stage: Stage, make_show: MakeShow) 
 
 
 async def test_the_wrong_audience_learns_nothing_and_takes_nothing(stage: Stage, make_show: MakeShow) -> None:
+    """Row L12: who is in another segment is refused, and it is not counted against the quota."""
     show = await make_show()
     benefit = await stage.open(show, quota=1, audience=PLAN_MEMBERS)
     one, other = await stage.members(2)
@@ -159,6 +162,7 @@ async def test_the_wrong_audience_learns_nothing_and_takes_nothing(stage: Stage,
     assert (await stage.state(show, benefit.id))["audience"] == 1
 
 
+@pytest.mark.rule("semantics 3.1b", "semantics 3.1c")
 async def test_a_trial_opens_the_door_but_gives_no_part_in_the_first_n(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -204,6 +208,7 @@ async def test_a_benefit_for_joining_cannot_be_claimed(stage: Stage, make_show: 
     assert words(await stage.claims.claim_many(show, benefit.id, claims)) == ["not_eligible"]
 
 
+@pytest.mark.rule("semantics 2.7a")
 async def test_one_person_by_the_phone_they_had(stage: Stage, make_show: MakeShow, no_memory: None) -> None:
     show = await make_show()
     benefit = await stage.open(show, quota=2)
@@ -240,6 +245,26 @@ async def test_a_spent_quota_is_answered_from_memory_until_a_raise_is_noticed(
     assert answer == [2]
 
 
+async def test_a_node_that_follows_the_state_asks_for_a_spent_quota_only_when_that_says_so(
+    stage: Stage, make_show: MakeShow, no_memory: None
+) -> None:
+    show = await make_show()
+    benefit = await stage.open(show, quota=1)
+    winner, loser = [viewer(member) for member in await stage.members(2)]
+
+    async def claim(left: int | None) -> tuple[list[str | int], int]:
+        before = (await stage.redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+        said = words(await stage.claims.claim_many(show, benefit.id, [(loser, "k")], left=left))
+        return said, (await stage.redis.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
+
+    assert words(await stage.claims.claim_many(show, benefit.id, [(winner, "k")])) == [1]
+    assert await claim(0) == (["sold_out"], 0)
+    assert await claim(None) == (["sold_out"], 1)  # nobody follows it here
+    async with stage.tx() as t:
+        await stage.benefits.raise_quota(t, HOST, benefit.id, 2)
+    assert (await claim(1))[0] == [2]
+
+
 async def test_redis_away_is_unavailable_and_decides_nothing(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show)
@@ -264,7 +289,7 @@ async def test_a_crash_before_the_row_is_completed_by_the_same_persons_repeat(
     show = await make_show()
     benefit = await stage.open(show)
     actor = viewer(await stage.member())
-    dead = _DeadAfterDeciding(stage.scripts, stage.notices, stage.tx)
+    dead = _DeadAfterDeciding(stage.scripts, stage.notices, stage.tx, stage.grants)
     assert words(await dead.claim_many(show, benefit.id, [(actor, "k")])) == ["unavailable"]
     assert await stage.ranks(benefit.id) == []
     assert await stage.events(show, "benefit.claimed") == []  # nobody is told before the commit
@@ -281,11 +306,10 @@ async def test_a_crash_before_the_row_is_completed_by_the_job(
     show = await make_show()
     benefit = await stage.open(show)
     members = await stage.members(2)
-    dead = _DeadAfterDeciding(stage.scripts, stage.notices, stage.tx)
+    dead = _DeadAfterDeciding(stage.scripts, stage.notices, stage.tx, stage.grants)
     await dead.claim_many(show, benefit.id, [(viewer(member), "k") for member in members])
     for _ in range(2):  # again changes nothing
-        async with stage.tx() as t:
-            await stage.claims.settle(t, show)
+        await stage.claims.settle(show)
         assert await stage.ranks(benefit.id) == [1, 2]
         assert [event["rank"] for event in await stage.events(show, "benefit.claimed")] == [1, 2]
     counts = await stage.benefits.counts(show, benefit.id)
@@ -298,7 +322,7 @@ async def test_a_crash_before_the_announcement_is_told_by_the_job_once(
     show = await make_show()
     benefit = await stage.open(show)
     member = await stage.member()
-    quiet = Claims(stage.scripts, stage.notices, stage.tx)
+    quiet = Claims(stage.scripts, stage.notices, stage.tx, stage.grants)
 
     async def silent(*args: object) -> None:
         raise Unavailable
@@ -306,10 +330,9 @@ async def test_a_crash_before_the_announcement_is_told_by_the_job_once(
     monkeypatch.setattr(quiet._announcer, "tell", silent)
     assert words(await quiet.claim_many(show, benefit.id, [(viewer(member), "k")])) == [1]
     assert await stage.events(show, "benefit.claimed") == []
-    monkeypatch.setattr("commerce.benefits.TOLD_GRACE_S", 0)
+    monkeypatch.setattr("commerce.claim_announcer.TOLD_GRACE_S", 0)
     for _ in range(2):
-        async with stage.tx() as t:
-            await stage.claims.settle(t, show)
+        await stage.claims.settle(show)
         assert len(await stage.events(show, "benefit.claimed")) == 1
     [row] = await stage.rows("SELECT announced_at FROM benefit_claims")
     assert row["announced_at"] is not None
@@ -328,7 +351,7 @@ async def test_what_was_decided_before_a_rebuild_is_not_written_after_it(
                 await t.conn.execute("UPDATE benefits SET generation = generation + 1")
             return await super()._write_and_tell(*args, **more)  # type: ignore[arg-type]
 
-    slow = Slow(stage.scripts, stage.notices, stage.tx)
+    slow = Slow(stage.scripts, stage.notices, stage.tx, stage.grants)
     assert words(await slow.claim_many(show, benefit.id, [(early, "k")])) == ["unavailable"]
     assert await stage.ranks(benefit.id) == []
     async with stage.tx() as t:
@@ -365,22 +388,26 @@ async def test_the_gatherer_keeps_order_and_makes_few_calls(stage: Stage, make_s
             batches.append(len(args[2]))  # type: ignore[arg-type]
             return await super().claim_many(*args)  # type: ignore[arg-type]
 
-    gatherer = ClaimGatherer(Counting(stage.scripts, stage.notices, stage.tx))
+    gatherer = gathered(Counting(stage.scripts, stage.notices, stage.tx, stage.grants))
     members = await stage.members(60)
-    won = await asyncio.gather(*(gatherer.claim(show, benefit.id, viewer(member), "k") for member in members))
+    won = await asyncio.gather(
+        *(gatherer.ask((show, benefit.id), (viewer(member), "k")) for member in members)
+    )
     assert [one.rank for one in won] == list(range(1, 61))
     assert len(batches) <= 2
     with pytest.raises(SoldOut):
-        await gatherer.claim(show, benefit.id, viewer(await stage.member()), "k")
+        await gatherer.ask((show, benefit.id), (viewer(await stage.member()), "k"))
     await gatherer.close()
 
 
 async def test_a_caller_who_leaves_does_not_stop_the_others(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, quota=10)
-    gatherer = ClaimGatherer(stage.claims)
+    gatherer = gathered(stage.claims)
     members = await stage.members(3)
-    tasks = [asyncio.create_task(gatherer.claim(show, benefit.id, viewer(member), "k")) for member in members]
+    tasks = [
+        asyncio.create_task(gatherer.ask((show, benefit.id), (viewer(member), "k"))) for member in members
+    ]
     await asyncio.sleep(0)
     tasks[0].cancel()
     assert [(await task).rank for task in tasks[1:]] == [2, 3]
@@ -396,10 +423,10 @@ async def test_a_failing_call_answers_everyone(stage: Stage, make_show: MakeShow
         async def claim_many(self, *args: object) -> list[Won | Refusal]:
             raise RuntimeError("broken")
 
-    gatherer = ClaimGatherer(Broken(stage.scripts, stage.notices, stage.tx))
+    gatherer = gathered(Broken(stage.scripts, stage.notices, stage.tx, stage.grants))
     actors = [viewer(member) for member in await stage.members(3)]
     answers = await asyncio.gather(
-        *(gatherer.claim(show, benefit.id, actor, "k") for actor in actors), return_exceptions=True
+        *(gatherer.ask((show, benefit.id), (actor, "k")) for actor in actors), return_exceptions=True
     )
     assert all(isinstance(answer, Unavailable) for answer in answers)
     await gatherer.close()

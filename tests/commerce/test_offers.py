@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from commerce.offers import PINS_MAX, AlreadyOpen, NoPromo, order_lock
-from commerce.prices import NoSuchOffer
+from commerce.guards import NoPromo
+from commerce.offers import PINS_MAX, AlreadyOpen, Offers, order_lock
+from commerce.prices import MemberDay, NoSuchOffer
 from commerce.products import NoSuchProduct, ProductPatch
 from membership.actor import OfferId, ProductId, new_id
 from membership.audience import EVERYONE, PLAN_MEMBERS, Audience, TooManyAudiences
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.anyio
 GOLD = Audience(kind="tiers", tiers=("gold",))
 
 
+@pytest.mark.rule("semantics 4.5a", "L2")
 async def test_a_pin_shows_two_prices_and_what_a_plan_saves(shop: Shop, make_show: MakeShow) -> None:
     show, _ = await make_show(), await shop.plan()
     rice = await shop.product(list_fen=12_800, member_fen=10_900, gift_text="杂粮 5 包", gift_value_fen=1_500)
@@ -43,6 +45,7 @@ async def test_a_pin_shows_two_prices_and_what_a_plan_saves(shop: Shop, make_sho
     assert (event["offer"], event["product"], event["name"], event["bit"]) == (pin.id, rice.id, "有机大米", 0)
 
 
+@pytest.mark.rule("L5")
 async def test_a_flash_shows_its_price_its_pieces_and_its_end(shop: Shop, make_show: MakeShow) -> None:
     show = await make_show()
     flash = await shop.open(show, await shop.product(), "flash", per_person=2)
@@ -68,6 +71,7 @@ async def test_nothing_is_told_before_the_commit(shop: Shop, make_show: MakeShow
     assert (await shop.rows("SELECT count(*) AS n FROM offers"))[0]["n"] == 0
 
 
+@pytest.mark.rule("L8")
 async def test_an_offer_for_members_reaches_no_guest(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     offer = await shop.open(show, await shop.product(member_fen=10_900), audience=PLAN_MEMBERS)
@@ -81,6 +85,7 @@ async def test_an_offer_for_members_reaches_no_guest(shop: Shop, make_show: Make
     assert {part["a"] for part in parts} == {1}
 
 
+@pytest.mark.rule("M42")
 async def test_a_hidden_member_price_is_a_part_of_its_own(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     rice = await shop.product(member_fen=10_900, member_price_audience=PLAN_MEMBERS)
@@ -293,6 +298,7 @@ async def test_settling_waits_for_a_show_that_is_away(shop: Shop, make_show: Mak
         assert await shop.offers.settle(t) == 1
 
 
+@pytest.mark.rule("L28")
 async def test_a_price_that_changes_with_the_clock_reaches_open_pages(
     shop: Shop, make_show: MakeShow
 ) -> None:
@@ -380,3 +386,33 @@ async def test_a_store_from_the_past_holds_nothing_until_it_is_rebuilt(
 
 def test_two_keys_are_two_locks() -> None:
     assert order_lock("a", "b") != order_lock("a", "c")
+
+
+@pytest.mark.rule("L28", "semantics 4.7a")
+async def test_member_day_comes_and_goes_at_the_shops_midnight_on_open_pages(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    """L28: 88 % on the 18th, from midnight to midnight in the shop's zone, rounded half up to 分; open sockets get
+    the state anew, nobody reloads."""
+    day = MemberDay(day=18, percent=88, zone="Asia/Shanghai")
+    shop.offers = Offers(shop.scripts, shop.audiences, shop.products, member_day=day)
+    show, plan = await make_show(), await shop.plan()
+    member = await shop.buyer(plan.id)
+    offer = await shop.open(show, await shop.product(list_fen=12_850))
+    plain = await shop.open(show, await shop.product(list_fen=12_850, no_promo=True))
+    midnight = datetime(2026, 12, 17, 16, tzinfo=UTC)  # the 18th begins in Shanghai
+    moments = {
+        midnight - timedelta(microseconds=1): None,
+        midnight: 11_308,
+        midnight + timedelta(hours=24) - timedelta(microseconds=1): 11_308,
+        midnight + timedelta(hours=24): None,
+    }
+    async with shop.tx() as t:
+        await shop.offers.settle(t)
+    for at, member_fen in moments.items():
+        async with shop.tx() as t:
+            await shop.offers.refresh(t.conn, show, at=at)
+        seen = await shop.seen(show, offer, member)
+        assert seen is not None
+        assert (seen["list_fen"], seen.get("member_fen")) == (12_850, member_fen), at
+        assert "member_fen" not in ((await shop.seen(show, plain, member)) or {})

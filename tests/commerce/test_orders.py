@@ -13,9 +13,10 @@ from commerce.messages import LineInput, PlaceOrder
 from commerce.offers import Offer
 from commerce.order_book import NoSuchOrder
 from commerce.orders import OrderClosed, Placed
-from commerce.pieces import LimitReached, Pieces, ReservedOut, SoldOut
-from commerce.prices import OfferEnded, PriceChanged, Quote
+from commerce.pieces import LimitReached, Need, Pieces, ReservedOut, SoldOut
+from commerce.prices import OfferEnded, PriceChanged
 from commerce.products import ProductPatch
+from commerce.quotes import Quote
 from membership.actor import Actor, OrderId, ShowId, new_id
 from membership.addresses import NoSuchAddress
 from membership.audience import PLAN_MEMBERS
@@ -45,6 +46,7 @@ async def quoted(shop: Shop, show: ShowId, offer: Offer, buyers: list[Actor]) ->
 # --- placing ---
 
 
+@pytest.mark.rule("semantics 5.1a")
 async def test_an_order_holds_its_pieces_for_ten_minutes(shop: Shop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
     rice = await shop.product(stock=10)
@@ -76,6 +78,7 @@ async def test_an_order_holds_its_pieces_for_ten_minutes(shop: Shop, make_show: 
     assert await shop.counts(show, pin.id) == (3, 0)
 
 
+@pytest.mark.rule("L1")
 async def test_a_members_order_has_the_members_price_and_one_gift_line(
     shop: Shop, make_show: MakeShow
 ) -> None:
@@ -113,6 +116,7 @@ async def test_a_guest_signs_in_first_and_staff_do_not_buy(shop: Shop, make_show
             await shop.place(actor, show, quote)
 
 
+@pytest.mark.rule("L1")
 async def test_there_is_no_way_to_name_a_price(shop: Shop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
     pin = await shop.open(show, await shop.product(member_fen=10_900))
@@ -185,6 +189,7 @@ async def test_an_order_needs_a_key_and_ones_own_address(shop: Shop, make_show: 
                 await shop.orders.place(t, buyer, show, shop.command(buyer, quote, address=address))
 
 
+@pytest.mark.rule("semantics 3.3d", "semantics 4.4a")
 async def test_the_price_that_was_shown_is_honoured_after_it_rose(shop: Shop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
     rice = await shop.product(list_fen=10_000)
@@ -194,6 +199,7 @@ async def test_the_price_that_was_shown_is_honoured_after_it_rose(shop: Shop, ma
     assert (await shop.place(buyer, show, quote)).total_fen == 10_000
 
 
+@pytest.mark.rule("semantics 4.4c")
 async def test_a_price_that_fell_is_taken(shop: Shop, make_show: MakeShow) -> None:
     show, plan, buyer = await make_show(), await shop.plan(), await shop.buyer()
     rice = await shop.product(member_fen=10_900)
@@ -204,6 +210,7 @@ async def test_a_price_that_fell_is_taken(shop: Shop, make_show: MakeShow) -> No
     assert placed.total_fen == 10_900
 
 
+@pytest.mark.rule("semantics 3.4a", "semantics 4.4a")
 async def test_an_open_quote_outlives_the_plan_and_the_offer(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     buyer = await shop.buyer(plan.id)
@@ -330,6 +337,7 @@ async def refused_word(attempt: Any) -> str:
     return refused.value.word
 
 
+@pytest.mark.rule("semantics 4.1c")
 async def test_a_lower_price_than_flash_uses_no_piece(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     rice = await shop.product(member_fen=9_900)
@@ -414,14 +422,15 @@ async def test_control_without_the_condition_more_is_sold_than_there_is(
     quotes = await quoted(shop, show, pin, buyers)
     all_have_read = asyncio.Barrier(12)
 
-    async def take(self: Pieces, conn: Any, order: Any, pieces: Any, wanted: dict[str, int]) -> None:
-        for product, quantity in wanted.items():
-            row = await (await conn.execute("SELECT stock FROM products WHERE id = %s", [product])).fetchone()
+    async def take(self: Pieces, conn: Any, order: Any, pieces: Any, needs: tuple[Need, ...]) -> None:
+        for need in needs:
+            found = await conn.execute("SELECT stock FROM products WHERE id = %s", [need.product])
+            row = await found.fetchone()
             await all_have_read.wait()
-            if row["stock"] < quantity:
+            if row["stock"] < need.quantity:
                 raise SoldOut
             await conn.execute(
-                "UPDATE products SET stock = %s WHERE id = %s", [row["stock"] - quantity, product]
+                "UPDATE products SET stock = %s WHERE id = %s", [row["stock"] - need.quantity, need.product]
             )
 
     monkeypatch.setattr(Pieces, "take", take)
@@ -527,6 +536,7 @@ async def test_a_hold_that_runs_out_gives_everything_back(shop: Shop, make_show:
     assert await shop.buy(buyer, show, (flash, 2))
 
 
+@pytest.mark.rule("semantics 5.1d")
 async def test_nothing_renews_a_hold(shop: Shop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
     quote = await shop.quote(buyer, show, (await shop.open(show, await shop.product()), 1))

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from commerce.benefits import BenefitInput, Benefits
+from commerce.benefit_terms import BenefitInput
+from commerce.benefits import Benefits
 from commerce.order_book import NoSuchOrder
 from commerce.orders import NotPaid, OrderClosed, Placed
 from commerce.payments import AlreadyRefunded, FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
@@ -40,7 +41,7 @@ async def state(shop: Shop, order: OrderId) -> str:
 
 
 async def open_gift(shop: Shop, show: ShowId, quota: int = 1) -> Benefits:
-    benefits = Benefits(shop.scripts, shop.audiences, shop.notices, shop.members.facts)
+    benefits = Benefits(shop.scripts, shop.audiences, shop.notices, shop.members.facts, shop.grants)
     async with shop.tx() as t:
         await benefits.open(
             t, HOST, show, BenefitInput(title="厨房三件套", value_fen=5_900, quota=quota, needs="join")
@@ -84,6 +85,7 @@ async def test_only_an_open_order_is_paid(shop: Shop, make_show: MakeShow) -> No
     assert shop.provider.asked == []
 
 
+@pytest.mark.rule("semantics 3.1b", "semantics 4.4c")
 async def test_at_payment_the_lower_of_the_order_and_now_is_asked(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     buyer = await shop.buyer()
@@ -208,6 +210,7 @@ async def test_a_payment_pays_its_order_and_earns_its_points(shop: Shop, make_sh
     assert states == ["placed", "paid"]
 
 
+@pytest.mark.rule("semantics 3.1c")
 async def test_a_paid_plan_adds_a_fifth_of_the_points_and_a_trial_does_not(
     shop: Shop, make_show: MakeShow
 ) -> None:
@@ -455,6 +458,7 @@ async def test_a_seat_is_taken_with_the_order_and_ranked_with_the_payment(
     assert ranks == [1, 2, None]
 
 
+@pytest.mark.rule("semantics 2.8b")
 async def test_an_abandoned_order_gives_its_seat_back(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     await open_gift(shop, show)
@@ -480,6 +484,7 @@ async def late_without_gift(shop: Shop, show: ShowId, plan: Plan) -> tuple[Actor
     return await shop.again(late), placed
 
 
+@pytest.mark.rule("semantics 2.6a")
 async def test_late_money_without_the_gift_goes_back_by_one_tap(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     late, placed = await late_without_gift(shop, show, plan)
@@ -494,6 +499,7 @@ async def test_late_money_without_the_gift_goes_back_by_one_tap(shop: Shop, make
         assert (await shop.orders.get(t.conn, late, placed.order)).returning_fen == placed.total_fen
 
 
+@pytest.mark.rule("semantics 2.6a")
 async def test_the_one_tap_is_over_after_a_day_and_not_for_others(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
     late, placed = await late_without_gift(shop, show, plan)

@@ -12,21 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from commerce.freight import FreightRow
 from commerce.messages import LineInput
 from commerce.prices import (
     CANDIDATE_KINDS,
-    Freight,
     MemberDay,
     NoSuchOffer,
     NotOnSale,
     OfferEnded,
     PriceChanged,
-    Quotes,
-    checked_lines,
     decide,
     round_half_up,
 )
 from commerce.products import PriceEntry, Product, ProductPatch
+from commerce.quotes import Quotes, checked_lines
 from membership.actor import NOBODY, Facts, PlanId, ProductId, new_id
 from membership.audience import EVERYONE, PLAN_MEMBERS, Audience
 from membership.refusal import BadRequest
@@ -94,6 +93,7 @@ def entry(of: Product, unit_fen: int, audience: Audience = EVERYONE) -> PriceEnt
 # --- rounding ---
 
 
+@pytest.mark.rule("semantics 4.3a")
 @given(st.integers(0, 10**12), st.integers(0, 1000), st.integers(1, 1000))
 def test_rounding_is_half_up_for_every_amount(amount: int, numerator: int, denominator: int) -> None:
     exact = Decimal(amount) * numerator / denominator
@@ -115,6 +115,7 @@ def test_money_below_nothing_is_not_rounded() -> None:
 # --- the decision ---
 
 
+@pytest.mark.rule("semantics 4.1a", "semantics 4.1b")
 @given(
     list_fen=fen,
     member_fen=st.none() | fen,
@@ -163,6 +164,7 @@ def test_the_lowest_candidate_wins_and_none_is_multiplied(
     assert (decided.winner == "flash") == decided.flash_used
 
 
+@pytest.mark.rule("semantics 4.5c")
 @given(list_fen=fen, member_fen=fen, extra=st.booleans())
 def test_a_member_never_pays_more_than_anybody_else(list_fen: int, member_fen: int, extra: bool) -> None:
     thing = product(list_fen, min(list_fen, member_fen))
@@ -172,6 +174,7 @@ def test_a_member_never_pays_more_than_anybody_else(list_fen: int, member_fen: i
     assert of_member.unit_fen <= of_guest.unit_fen <= list_fen
 
 
+@pytest.mark.rule("semantics 4.1a", "M14")
 def test_the_plans_percentage_counts_only_without_a_member_price_of_its_own() -> None:
     own = decide(product(10_000, 9_500), MEMBER, None, Plan(50), NOW)
     assert (own.unit_fen, own.winner) == (9_500, "member")
@@ -182,6 +185,7 @@ def test_the_plans_percentage_counts_only_without_a_member_price_of_its_own() ->
     assert (listed.unit_fen, listed.winner) == (9_000, "member")
 
 
+@pytest.mark.rule("semantics 4.1c")
 def test_on_a_tie_no_flash_piece_is_used() -> None:
     tie = decide(product(12_800, 9_900), MEMBER, Flash(9_900), None, NOW)
     assert (tie.winner, tie.flash_used) == ("member", False)
@@ -189,6 +193,7 @@ def test_on_a_tie_no_flash_piece_is_used() -> None:
     assert (below.winner, below.flash_used) == ("flash", True)
 
 
+@pytest.mark.rule("L31")
 def test_a_flash_price_ends_with_its_offer_and_is_nothing_for_a_no_promo_product() -> None:
     over = Flash(9_900, ends_at=NOW)
     assert decide(product(), NOBODY, over, None, NOW).winner == "list"
@@ -198,6 +203,7 @@ def test_a_flash_price_ends_with_its_offer_and_is_nothing_for_a_no_promo_product
     assert decide(product(no_promo=True), NOBODY, Flash(9_900), None, NOW).winner == "list"
 
 
+@pytest.mark.rule("semantics 4.7a", "L28")
 def test_member_day_begins_and_ends_at_midnight_in_the_shops_zone() -> None:
     day = MemberDay(day=18, percent=88, zone="Asia/Shanghai")
     before = datetime(2026, 11, 17, 15, 59, 59, tzinfo=UTC)
@@ -231,6 +237,7 @@ def test_a_price_list_holds_from_its_first_moment_until_before_its_last() -> Non
     ]
 
 
+@pytest.mark.rule("semantics 4.1a")
 def test_a_tier_price_is_for_its_tier() -> None:
     thing = product(10_000)
     gold = Audience(kind="tiers", tiers=("gold",))
@@ -247,7 +254,7 @@ def test_a_tier_price_is_for_its_tier() -> None:
 
 
 def test_freight_is_free_from_a_sum_on_and_for_a_plan_that_says_so() -> None:
-    freight = Freight(flat_fen=800, free_from_fen=9_900)
+    freight = FreightRow(flat_fen=800, free_from_fen=9_900)
     assert [freight.of(9_899, False), freight.of(9_900, False), freight.of(1, True)] == [800, 0, 0]
 
 
@@ -272,6 +279,7 @@ def test_no_lines_too_many_lines_and_a_line_twice_are_refused() -> None:
 # --- quotes ---
 
 
+@pytest.mark.rule("semantics 4.4a", "L1", "M17")
 @anyio
 async def test_each_sees_their_own_price_and_the_quote_says_why(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
@@ -290,6 +298,7 @@ async def test_each_sees_their_own_price_and_the_quote_says_why(shop: Shop, make
     assert (of_member.freight_fen, of_member.total_fen, of_member.plan_saves) == (0, 10_900, None)
 
 
+@pytest.mark.rule("semantics 4.6a", "L2", "M17")
 @anyio
 async def test_a_guest_is_told_what_a_plan_would_save_of_its_fee(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan(fee_fen=19_900)
@@ -300,6 +309,7 @@ async def test_a_guest_is_told_what_a_plan_would_save_of_its_fee(shop: Shop, mak
     assert saves.total_fen == saves.goods_fen + saves.freight_fen + saves.gift_fen
 
 
+@pytest.mark.rule("semantics 4.6a")
 @anyio
 async def test_savings_keep_silent_about_a_member_price_that_is_not_shown(
     shop: Shop, make_show: MakeShow
@@ -336,6 +346,7 @@ async def test_what_a_person_may_not_know_of_is_no_offer_at_all(shop: Shop, make
     assert await shop.quote(await shop.buyer(plan.id), show, (for_members, 1), (first_release, 1))
 
 
+@pytest.mark.rule("L26", "M22")
 @anyio
 async def test_members_order_in_the_early_window_and_guests_do_not(shop: Shop, make_show: MakeShow) -> None:
     show, plan = await make_show(), await shop.plan()
@@ -373,6 +384,7 @@ async def test_a_price_list_line_is_a_candidate_and_can_be_ended(shop: Shop, mak
     assert (await shop.quote(buyer, show, (pin, 1))).lines[0].unit_fen == 10_000
 
 
+@pytest.mark.rule("semantics 4.4a")
 @anyio
 async def test_a_token_says_what_was_promised(shop: Shop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
@@ -398,6 +410,7 @@ async def test_ten_lines_with_every_candidate_fit_a_command(shop: Shop, make_sho
     assert len(quote.token) < 3_000
 
 
+@pytest.mark.rule("semantics 4.4a")
 @anyio
 async def test_a_forged_or_foreign_or_expired_token_is_refused(shop: Shop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
@@ -411,7 +424,13 @@ async def test_a_forged_or_foreign_or_expired_token_is_refused(shop: Shop, make_
         jwt.encode({**claims, "lines": [[claims["lines"][0][0], 1, 1, 0, []]]}, "x" * 32, algorithm="HS256"),
         jwt.encode(claims, "secret" * 8, algorithm="HS256"),
         jwt.encode(claims, None, algorithm="none"),
-        Quotes("another secret", products=shop.products)._key.hex(),
+        Quotes(
+            "another secret",
+            products=shop.products,
+            coupons=shop.coupons,
+            points=shop.points,
+            plans=shop.plans,
+        )._key.hex(),
     ):
         with pytest.raises(BadRequest):
             shop.quotes.verify(forged)

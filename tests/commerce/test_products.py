@@ -52,7 +52,7 @@ async def test_a_product_is_kept_as_it_was_described(shop: Shop) -> None:
         {"stock": -1},
         {"name": ""},
         {"name": "大" * 61},
-        {"stock_mode": "on_payment"},
+        {"stock_mode": "on_hand"},
         {"price": 1},
         {"image": "javascript:alert(1)"},
         {"image": "//elsewhere.test/a.png"},
@@ -137,6 +137,7 @@ async def test_an_id_that_is_none_is_not_found(shop: Shop) -> None:
                 await shop.products.end_price(t, OPERATOR, text)
 
 
+@pytest.mark.rule("L8")
 async def test_a_first_release_is_in_no_list_search_or_count_of_a_guest(shop: Shop) -> None:
     shown = await shop.product(name="有机大米")
     hidden = await shop.product(name="有机新品", audience=PLAN_MEMBERS)
@@ -181,6 +182,7 @@ async def test_a_search_is_text_and_no_pattern(shop: Shop) -> None:
         assert len((await shop.products.list(t.conn, search="_")).items) == 0
 
 
+@pytest.mark.rule("M42")
 async def test_the_public_face_has_no_stock_and_hides_a_hidden_member_price(shop: Shop) -> None:
     rice = await shop.product(member_fen=10_900, member_price_audience=PLAN_MEMBERS)
     of_guest, of_member = seen_by(rice, NOBODY), seen_by(rice, MEMBER)
@@ -193,6 +195,7 @@ async def test_the_public_face_has_no_stock_and_hides_a_hidden_member_price(shop
     assert b"stock" not in encoded
 
 
+@pytest.mark.rule("M14")
 async def test_the_early_audience_comes_in_before_the_rest(shop: Shop) -> None:
     start = datetime(2026, 12, 1, 20, 0, tzinfo=UTC)
     rice = await shop.product(on_sale_at=start, early_s=48 * 3600)
@@ -201,6 +204,7 @@ async def test_the_early_audience_comes_in_before_the_rest(shop: Shop) -> None:
     assert [rice.may_order(NOBODY, at) for at in moments] == [False, False, True]
 
 
+@pytest.mark.rule("semantics 4.5c")
 async def test_a_price_list_never_raises_a_price_and_keeps_its_order(shop: Shop) -> None:
     rice = await shop.product(list_fen=10_000)
     now = datetime.now(UTC)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commerce.benefits import Benefit
-from commerce.claims import ClaimGatherer, SoldOut, Won
+from commerce.benefit_terms import Benefit
+from commerce.claims import SoldOut, Won
 from commerce.receipts import (
     CHARS_MAX,
     Receipt,
@@ -27,7 +27,7 @@ from commerce.receipts import (
     verify,
 )
 from membership.actor import BenefitId, MemberId, ShowId, new_id, public_id
-from tests.commerce.benefit_stage import HOST, Stage, viewer
+from tests.commerce.benefit_stage import HOST, Stage, gathered, viewer
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
@@ -202,11 +202,11 @@ async def test_two_hundred_claims_at_once_through_two_gatherers_make_one_unbroke
     benefit = await stage.open(show, quota=200)
     members = await stage.members(220)
     other = Stage(stage.redis, stage.scripts, stage.tx)
-    gatherers = [ClaimGatherer(stage.claims), ClaimGatherer(other.claims)]
+    gatherers = [gathered(stage.claims), gathered(other.claims)]
 
     async def claim(number: int, member: MemberId) -> Won | None:
         try:
-            return await gatherers[number % 2].claim(show, benefit.id, viewer(member), f"k{member}")
+            return await gatherers[number % 2].ask((show, benefit.id), (viewer(member), f"k{member}"))
         except SoldOut:
             return None
 

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import commerce.seats
-from commerce.benefits import benefit_keys, lock_show
-from commerce.seats import Missed, Queued
+from commerce.benefit_counters import benefit_keys, lock_show
+from commerce.seats import Missed, Queued, Swept
 from membership.actor import BenefitId, MemberId, PaymentId, new_id
 from membership.audience import Audience
 from membership.partition import show_key
 from membership.refusal import Refusal, Unavailable
 from tests.commerce.benefit_stage import GUEST, HOST, Stage, viewer
+from tests.commerce.shop_stage import Shop
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.rule("semantics 2.3a", "semantics 2.5a")
 async def test_starting_to_pay_holds_a_seat_for_five_minutes_never_renewed(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -40,6 +42,7 @@ async def test_starting_to_pay_holds_a_seat_for_five_minutes_never_renewed(
     assert counts == {"confirmed": 0, "held": 1, "queued": 0}
 
 
+@pytest.mark.rule("semantics 2.3a")
 async def test_a_lapsed_seat_is_not_given_to_the_same_person_again(stage: Stage, make_show: MakeShow) -> None:
     show, member = await make_show(), await stage.member()
     benefit = await stage.open(show, needs="join")
@@ -51,6 +54,7 @@ async def test_a_lapsed_seat_is_not_given_to_the_same_person_again(stage: Stage,
     assert refused.value.word == "limit_reached"
 
 
+@pytest.mark.rule("semantics 2.5a", "semantics 2.5b")
 async def test_reserved_out_is_not_sold_out(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     await stage.open(show, needs="join", quota=1)
@@ -63,6 +67,7 @@ async def test_reserved_out_is_not_sold_out(stage: Stage, make_show: MakeShow) -
     assert await stage.take(show, payer) == "confirmed"
 
 
+@pytest.mark.rule("semantics 2.1a")
 @pytest.mark.parametrize("who", ["guest", "paid", "staff"])
 async def test_who_cannot_join_takes_no_seat(stage: Stage, make_show: MakeShow, who: str) -> None:
     show, member = await make_show(), await stage.member()
@@ -72,6 +77,7 @@ async def test_who_cannot_join_takes_no_seat(stage: Stage, make_show: MakeShow, 
         assert await stage.seats.take(t, actor, show) is None
 
 
+@pytest.mark.rule("semantics 2.1a")
 async def test_a_trial_converting_takes_a_seat(stage: Stage, make_show: MakeShow) -> None:
     show, member = await make_show(), await stage.member()
     await stage.open(show, needs="join")
@@ -104,6 +110,7 @@ async def test_a_hold_goes_back_when_its_transaction_rolls_back(stage: Stage, ma
     assert await stage.take(show, member) == "held"  # nothing happened: not the one seat of this person
 
 
+@pytest.mark.rule("semantics 2.5b", "semantics 2.8b")
 async def test_an_ended_order_frees_its_seat_for_the_queues_head(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, needs="join", quota=1)
@@ -125,6 +132,7 @@ async def test_an_ended_order_frees_its_seat_for_the_queues_head(stage: Stage, m
     assert note["type"] == "seat.held" and note["benefit"] == benefit.id
 
 
+@pytest.mark.rule("semantics 2.8b")
 async def test_lapsed_seats_are_swept_in_order_and_told_once(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, needs="join", quota=2)
@@ -161,6 +169,7 @@ async def test_who_leaves_the_line_is_not_served(stage: Stage, make_show: MakeSh
     assert await stage.take(show, first) == "reserved_out"
 
 
+@pytest.mark.rule("semantics 2.5b")
 async def test_a_queue_only_where_a_seat_may_come_back(
     stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +214,7 @@ async def test_bad_queue_commands_are_refused(stage: Stage, make_show: MakeShow)
     assert await word(show, BenefitId("nonsense"), viewer(member)) == "not_found"
 
 
+@pytest.mark.rule("semantics 2.4a")
 async def test_ranks_are_given_in_the_order_of_commits_and_told_after(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -240,6 +250,7 @@ async def test_the_same_payment_confirms_once(stage: Stage, make_show: MakeShow)
     assert len(await stage.events(show, "benefit.claimed")) == 1
 
 
+@pytest.mark.rule("semantics 2.6a")
 async def test_late_money_takes_a_free_seat_or_brings_the_plan_without_the_gift(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -263,6 +274,7 @@ async def test_late_money_takes_a_free_seat_or_brings_the_plan_without_the_gift(
     assert (await stage.pay(show, three))[1] == 2
 
 
+@pytest.mark.rule("semantics 2.6a")
 async def test_who_never_had_a_seat_has_no_refund_window(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, needs="join", quota=1)
@@ -274,6 +286,7 @@ async def test_who_never_had_a_seat_has_no_refund_window(stage: Stage, make_show
         assert await stage.seats.missed(t.conn, payment) == Missed(benefit=benefit.id, why="sold_out")
 
 
+@pytest.mark.rule("semantics 2.7a")
 async def test_one_person_by_payer_and_by_phone(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, needs="join", quota=9)
@@ -294,6 +307,7 @@ async def test_one_person_by_payer_and_by_phone(stage: Stage, make_show: MakeSho
     assert (counts.confirmed, counts.held) == (2, 0)
 
 
+@pytest.mark.rule("semantics 2.4a", "semantics 2.8a", "M18")
 async def test_a_refund_keeps_the_gap_and_reopens_no_seat(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, needs="join", quota=2)
@@ -344,7 +358,7 @@ async def test_a_crash_in_a_payment_is_settled_by_the_tables(
     stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commerce.seats, "SETTLING_GRACE_MS", 0)
-    monkeypatch.setattr("commerce.benefits.TOLD_GRACE_S", 0)
+    monkeypatch.setattr("commerce.claim_announcer.TOLD_GRACE_S", 0)
     show = await make_show()
     benefit = await stage.open(show, needs="join")
     lost, committed = await stage.members(2)
@@ -367,6 +381,7 @@ async def test_a_crash_in_a_payment_is_settled_by_the_tables(
     assert (await stage.pay(show, lost))[1] == 2
 
 
+@pytest.mark.rule("L5")
 async def test_held_seats_outlive_the_close_and_no_other_does(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = await stage.open(show, needs="join", quota=5)
@@ -468,6 +483,7 @@ async def test_lost_counters_are_rebuilt_with_seats_and_queue(stage: Stage, make
         assert await stage.benefits.agree(t, show, at_once=True) == 0
 
 
+@pytest.mark.rule("semantics 2.2a")
 async def test_a_join_outside_the_show_counts_for_nothing(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show("waiting")
     assert (await stage.pay(show, await stage.member()))[1] is None
@@ -676,6 +692,7 @@ class SeatMachine(RuleBasedStateMachine):
         assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
 
 
+@pytest.mark.rule("semantics 2.3b")
 async def test_any_walk_keeps_the_rules_and_redis_agrees_with_the_tables(
     stage: Stage, make_show: MakeShow
 ) -> None:
@@ -812,3 +829,76 @@ async def test_a_hold_whose_answer_was_lost_goes_back(
     assert (await stage.benefits.counts(show, benefit.id)).held == 1  # an earlier order's seat stays
     assert await stage.take(show, other) == "reserved_out"
     assert (await stage.pay(show, member))[1] == 1
+
+
+async def _raise_away(*_: object) -> list[object]:
+    raise Unavailable
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "expired"])
+async def test_the_sweep_frees_the_seat_of_an_order_that_ended_while_the_store_was_away(
+    shop: Shop, make_show: MakeShow, ends: str
+) -> None:
+    show = await make_show()
+    stage = Stage(shop.redis, shop.scripts, shop.tx)
+    benefit = await stage.open(show, needs="join", quota=2, seat_s=1_200)
+    gone, stays, next_one = [await shop.buyer() for _ in range(3)]
+    plan = (await shop.plan()).id
+    placed = [await shop.join(buyer, plan, show) for buyer in (gone, stays)]
+    assert await shop.seats.queue(show, benefit.id, next_one) == Queued(
+        benefit=benefit.id, status="queued", ahead=0
+    )
+    release = shop.seats._release
+    shop.seats._release = _raise_away
+    if ends == "cancelled":
+        async with shop.tx() as t:
+            await shop.orders.cancel(t, gone, placed[0].order)
+    else:
+        async with shop.tx() as t:
+            await t.conn.execute(
+                "UPDATE orders SET hold_until = clock_timestamp() WHERE id = %s", [placed[0].order]
+            )
+        async with shop.tx() as t:
+            assert await shop.orders.expire_due(t) == 1
+    assert await shop.seats.sweep(show) == Swept()  # still away: the sweep goes on without
+    shop.seats._release = release
+    assert (await stage.benefits.counts(show, benefit.id)).held == 2
+    assert (await shop.seats.sweep(show)).released == 1
+    assert (await shop.seats.sweep(show)).released == 0
+    async with shop.tx() as t:
+        assert gone.member is not None and stays.member is not None and next_one.member is not None
+        standing = await shop.seats.standing_of(
+            t.conn, show, [gone.member, stays.member, next_one.member]
+        )
+    assert {member for member, of in standing.items() if of[benefit.id].until} == {
+        stays.member,
+        next_one.member,
+    }
+
+
+async def test_the_sweep_leaves_the_seat_of_who_orders_again_or_was_served_after(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, plan = await make_show(), (await shop.plan()).id
+    stage = Stage(shop.redis, shop.scripts, shop.tx)
+    benefit = await stage.open(show, needs="join", quota=1, seat_s=1_200)
+    holder, served = [await shop.buyer() for _ in range(2)]
+    first = await shop.join(holder, plan, show)
+    ended = await shop.join(served, plan, show)  # without a seat
+    await shop.seats.queue(show, benefit.id, served)
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, served, ended.order)
+    release = shop.seats._release
+    shop.seats._release = _raise_away
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, holder, first.order)
+    shop.seats._release = release
+    again = await shop.join(holder, plan, show)  # before a sweep came by: the seat is theirs still
+    assert again.seat is not None and again.seat.status == "held"
+    assert (await shop.seats.sweep(show)).released == 0
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, holder, again.order)
+    assert [(await shop.seats.sweep(show)).released for _ in range(3)] == [0, 0, 0]
+    async with shop.tx() as t:
+        assert served.member is not None
+        assert (await shop.seats.standing(t.conn, show, served.member))[benefit.id].until

@@ -24,8 +24,9 @@ from commerce.payments import (
     ReturnRefused,
 )
 from commerce.wechat import BadKey, WechatKeys, WechatProvider, number_of, order_of
-from membership.actor import MemberId, OrderId, ShowId, new_id
+from membership.actor import new_id
 from membership.refusal import BadRequest, Unavailable
+from tests.commerce.payment_sample import payment_request
 from tests.commerce.wechat_double import (
     APIV3_KEY,
     APPID,
@@ -78,18 +79,7 @@ def provider(double: WechatDouble) -> WechatProvider:
 
 
 def request_of(**changes: Any) -> PaymentRequest:
-    given: dict[str, Any] = {
-        "order": OrderId(new_id()),
-        "kind": "goods",
-        "show": ShowId("abcdefgh23"),
-        "member": MemberId(new_id()),
-        "amount_fen": 10_900,
-        "currency": "CNY",
-        "description": "有机大米 × 1",
-        "hold_until": int(time.time() * 1000) + 600_000,
-        "client": PayerClient(ip="203.0.113.7"),
-    }
-    return PaymentRequest(**{**given, **changes})
+    return payment_request(**{"client": PayerClient(ip="203.0.113.7"), **changes})
 
 
 async def paid(double: WechatDouble, provider: WechatProvider, **how: Any) -> tuple[str, PaymentRequest]:

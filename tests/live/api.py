@@ -174,6 +174,7 @@ async def open_shop(engines: Addresses, database_url: str, tmp_path: Path) -> As
             "COMPANION_PUBLIC_URL": BASE,
             "COMPANION_DATA_DIR": str(tmp_path),
             "COMPANION_SANDBOX": "yes",
+            "COMPANION_MEMBER_DAY": "0",
         }
     )
     parts = await build_parts(settings, Metrics())

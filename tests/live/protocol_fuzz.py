@@ -323,7 +323,7 @@ class Quick:
     async def cast(self, actor: Actor, show: ShowId, poll: str, choices: list[int], key: str) -> list[int]:
         return choices
 
-    async def claim_many(self, show: ShowId, benefit: str, claims: list[Any]) -> list[Any]:
+    async def claim_many(self, show: ShowId, benefit: str, claims: list[Any], *_: object) -> list[Any]:
         return [Won(rank=1, of=10) for _ in claims]
 
     async def queue(self, show: ShowId, benefit: str, actor: Actor) -> Queued:

@@ -194,6 +194,7 @@ async def serve(
         "COMPANION_SMS": "sandbox",
         "COMPANION_DRAIN_S": "5",
         "COMPANION_COMMENTS_SHOWN_PER_S": "0",
+        "COMPANION_MEMBER_DAY": "0",  # prices do not depend on the day of the run
         **{f"COMPANION_{name.upper()}": str(value) for name, value in settings.items()},
     }
     async with serving(read_settings(environment), sock) as server:

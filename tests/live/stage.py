@@ -12,6 +12,8 @@ from chat.polls import Polls
 from chat.reactions import Reactions
 from commerce.benefits import Benefits
 from commerce.claims import Claims
+from commerce.coupons import Coupons
+from commerce.grants import Grants
 from commerce.offers import Offers
 from commerce.products import Product, ProductInput, Products
 from live.cues import Cues
@@ -25,6 +27,7 @@ from membership.actor import PERMISSIONS, Actor, Facts, MemberId, PlanId, Role, 
 from membership.audience import EVERYONE, Audience, ShowAudiences
 from membership.members import Members
 from membership.notices import Notices
+from membership.points import Points
 from membership.transaction import Transaction
 
 
@@ -42,8 +45,9 @@ class Stage:
         self.polls = Polls(scripts, self.audiences)
         self.reactions = Reactions(scripts)
         self.offers = Offers(scripts, self.audiences, self.products)
-        self.benefits = Benefits(scripts, self.audiences, notices, self.members.facts)
-        self.claims = Claims(scripts, notices, database.transaction)
+        grants = Grants(Points(notices), Coupons(notices))
+        self.benefits = Benefits(scripts, self.audiences, notices, self.members.facts, grants)
+        self.claims = Claims(scripts, notices, database.transaction, grants)
         self.rooms = Rooms()
         self.after: list[ShowId] = []  # shows whose after-show job was deferred
         self.shows = Shows(

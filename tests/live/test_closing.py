@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from commerce.benefits import benefit_keys
+from commerce.benefit_counters import benefit_keys
 from live import brand
 from live.__main__ import main
 from live.archive import verify_archive
@@ -104,8 +104,7 @@ class Evening:
             await parts.orders.expire_due(t)
         await parts.orders.settle_unannounced(parts.database, older_s=0)
         await parts.seats.sweep(self.show)
-        async with parts.database.transaction() as t:
-            await parts.claims.settle(t, self.show)
+        await parts.claims.settle(self.show)
         await parts.payments.return_due(parts.database)
 
     async def end(self) -> None:
@@ -223,9 +222,21 @@ CHANGES = [
      " (SELECT id FROM benefit_claims WHERE payment_id IS NULL AND rank = 1)", "receipt of rank 1"),
     ("a quota", "UPDATE benefits SET quota = quota + 1 WHERE needs = 'join'", "quota"),
     ("a benefit's value", "UPDATE benefits SET value_fen = 1 WHERE needs = 'nothing'", "value_fen"),
+    ("what a gift costs", "UPDATE benefit_costs SET piece_fen = piece_fen - 1 WHERE benefit_id ="
+     " (SELECT id FROM benefits WHERE needs = 'join')", "cost of a piece in fen"),
     ("a seat", "UPDATE benefit_seats SET state = 'released' WHERE member_id ="
      " (SELECT member_id FROM benefit_claims WHERE payment_id IS NOT NULL AND rank = 2)", "its seat"),
     ("the pieces taken", "UPDATE offers SET taken = taken + 1 WHERE kind = 'flash'", "pieces taken"),
+    ("a stock", "UPDATE products SET stock = stock - 1 WHERE sku = 'SL-RICE-5'", "stock of SL-RICE-5"),
+    ("an entry of the stock's ledger", "UPDATE stock_entries SET delta = delta + 1 WHERE product_id ="
+     " (SELECT id FROM products WHERE sku = 'SL-RICE-5')", "stock of SL-RICE-5"),
+    ("what a pre-sale has given", "UPDATE products SET presale_cap = 5, presale_taken = 1 WHERE sku = 'SL-RICE-5'",
+     "pre-sale of SL-RICE-5"),
+    ("pieces that an order took", "UPDATE order_pieces SET quantity = quantity + 1 WHERE (order_id, product_id) ="
+     " (SELECT order_id, product_id FROM order_pieces WHERE state = 'taken' ORDER BY order_id LIMIT 1)",
+     "pieces of order"),
+    ("pieces that were given back", "UPDATE order_pieces SET state = 'taken' WHERE state = 'back'",
+     "pieces of order"),
     ("an order's total", "UPDATE orders SET goods_fen = goods_fen + 1, total_fen = total_fen + 1"
      " WHERE id = (SELECT id FROM orders WHERE kind = 'goods' AND state = 'paid' ORDER BY id LIMIT 1)", "goods in fen"),
     ("an order's state", "UPDATE orders SET state = 'cancelled', closed_at = now() WHERE id ="

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from chat.polls import PollOpen
-from commerce.offers import NoPromo
+from commerce.guards import NoPromo
 from live.cues import Cue, CueDone, CueInput, CueRunning
 from live.database import Database
 from live.lua import Scripts
@@ -227,6 +227,9 @@ async def test_a_product_that_is_never_in_a_sale_has_no_flash_cue(stage: Stage) 
             show,
             [cue("flash", "D", {"product": product.id, "flash_fen": 1, "quota": 5, "seconds": 60})],
         )
+    early = {"title": "会员先买", "what": "early_access", "quota": 9, "products": [product.id]}
+    with pytest.raises(NoPromo, match="Cue B: 五常有机大米 is marked no_promo"):
+        await put(stage, show, [cue("benefit", "B", early)])
 
 
 async def test_the_list_is_bounded_and_its_keys_differ(stage: Stage) -> None:

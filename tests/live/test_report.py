@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from commerce.benefits import BenefitInput
+from commerce.benefit_terms import BenefitInput
 from live.database import Database
 from live.lua import Scripts
 from live.recorder import Recorder
 from membership.actor import Actor, ShowId, new_id
+from membership.audience import PLAN_MEMBERS
 from membership.behaviour import Behaviour, Record
 from membership.partition import show_key
 from membership.refusal import NotFound, Unavailable
@@ -188,6 +189,65 @@ async def test_a_whole_evening_adds_up_and_building_again_changes_nothing(stage:
         ("几天能到", 1),
         ("小米多少钱一袋", 1),
     ]
+
+
+@pytest.mark.rule("M22")
+async def test_a_first_release_is_set_against_the_plan_members_who_were_there(stage: Stage, tx: Any) -> None:
+    show = (await stage.show("live")).id
+    rice = await stage.product("头茬新米", audience=PLAN_MEMBERS)
+    oil = await stage.product("山茶油")
+    plan = await make_plan(stage)
+    people = [await stage.member(f"1380013810{number}", f"李{number}") for number in range(4)]
+    for member in people[:3]:
+        await term(stage, show, member, plan, "paid")
+    async with tx() as t:
+        offers = [await stage.offers.open(t, stage.host, show, each.id) for each in (rice, oil)]
+    moment = datetime.now(UTC)
+    await Behaviour(stage.redis).record(
+        show,
+        [
+            Record(
+                id=new_id(),
+                kind="watch",
+                viewer=person.id,
+                member=person.member,
+                subject="show",
+                value=60_000,
+                at=round(moment.timestamp() * 1000),
+            )
+            for person in people
+        ],
+    )
+    for member, state in (
+        (people[0], "paid"),
+        (people[0], "paid"),
+        (people[1], "refunded"),
+        (people[2], "placed"),
+    ):
+        await order(
+            stage,
+            show,
+            member,
+            state=state,
+            paid=None if state == "placed" else moment,
+            closed=moment if state == "refunded" else None,
+        )
+    async with tx() as t:
+        await t.conn.execute(
+            """
+            INSERT INTO order_lines (order_id, position, kind, offer_id, product_id, name, quantity, unit_fen,
+                line_fen, gift_value_fen, winner, candidates, piece)
+            SELECT d.id, n, 'goods', o.id, o.product_id, '', 1, 6400, 6400, 0, 'list', '[]', true
+            FROM orders d, unnest(%s::uuid[]) WITH ORDINALITY AS w (offer, n) JOIN offers o ON o.id = offer
+            WHERE d.show_id = %s
+            """,
+            [[offer.id for offer in offers], show],
+        )
+    await stage.move("end", show)
+    await record(stage, show)
+    async with tx() as t:
+        card = await stage.report.build(t, show)
+    assert [(each.name, each.buyers, each.members) for each in card.first_sold] == [("头茬新米", 1, 3)]
 
 
 async def test_live_numbers_know_presence_and_its_peak(stage: Stage, scripts: Scripts, tx: Any) -> None:

@@ -47,6 +47,7 @@ async def pay(url: str, served: Served) -> None:
         assert paid.status_code < 400, paid.text
 
 
+@pytest.mark.rule("L4")
 async def test_membership_paid_mid_show_changes_the_same_socket_within_a_beat_of_the_commit(
     served: Served,
 ) -> None:
@@ -80,6 +81,7 @@ async def test_membership_paid_mid_show_changes_the_same_socket_within_a_beat_of
     assert (await seat.ask("comment.post", key="k", text="我是会员了"))["badge"] == "plan"
 
 
+@pytest.mark.rule("L8")
 async def test_what_is_for_plan_members_never_reaches_a_guest_in_any_byte(served: Served) -> None:
     show = await served.make_show()
     name, price, list_price = "首发秘制芝麻糊", 765_437, 987_651

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib
 import inspect
@@ -18,6 +19,7 @@ import anyio
 import httpx2
 import icalendar
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from standardwebhooks.webhooks import Webhook
 
 from commerce.receipts import verify
@@ -51,7 +53,7 @@ def test_each_row_says_what_its_handler_takes_and_gives() -> None:
         given = [hint for name, hint in hints.items() if name not in ("ctx", "return")]
         declared = [kind for kind in (route.query, None if route.signed else route.body) if kind is not None]
         assert given == declared, route.name
-        if route.answer in (str, dict[str, Any]):
+        if route.answer in (str, bytes, dict[str, Any]):
             assert hints["return"].__name__ == "Raw", route.name
         else:
             assert hints["return"] == (type(None) if route.answer is None else route.answer), route.name
@@ -405,6 +407,47 @@ async def test_a_key_under_way_is_busy(shop: Shop) -> None:
     assert await owner.refused("POST", "/v1/rooms", content=raw, headers=headers) == "busy"
 
 
+async def test_a_join_whose_first_try_died_goes_on_with_its_key(shop: Shop) -> None:
+    """The order itself knows its key: who asks again need not wait until a dead request frees it."""
+    owner, member = await shop.staff(), await shop.member("王小明")
+    plan = await owner.ok("POST", "/v1/plans", {"name": "年卡", "fee_fen": 19_900, "period_months": 12})
+    keep = shop.parts.scripts.load_plain("live", "keep_reply")
+    raw = json.dumps({"plan": plan["id"]}).encode()
+    digest = hashlib.sha256(b"POST /v1/me/joins\n" + raw).hexdigest()
+    assert await keep([f"{{http}}:reply:viewer:{member.id}:k"], [digest, 60_000]) == b"new"
+    headers = {"idempotency-key": "k", "content-type": "application/json"}
+    first = await member.ok("POST", "/v1/me/joins", content=raw, headers=headers)
+    again = await member.ok("POST", "/v1/me/joins", content=raw, headers=headers)
+    assert first["order"]["order"] == again["order"]["order"]
+    assert len((await member.ok("GET", "/v1/me/orders"))["items"]) == 1
+
+
+async def test_what_was_done_is_answered_also_where_its_answer_cannot_be_kept(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = await shop.staff()
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(shop.parts.redis, "pipeline", away)
+    headers = {"idempotency-key": "k"}
+    made = await owner.ok("POST", "/v1/rooms", {"title": "会员健康夜"}, headers=headers)
+    assert made["title"] == "会员健康夜"
+
+
+async def test_the_instruments_count_the_calls_of_each_script(shop: Shop) -> None:
+    keep = shop.parts.scripts.load_plain("live", "keep_reply")
+    await asyncio.gather(*(keep([f"{{http}}:reply:k{n}"], ["d", 1_000]) for n in range(5)))
+    text = (await shop.client().call("GET", "/metrics")).text
+    calls = re.search(r'^companion_script_calls_total{script="live/keep_reply"} (\S+)$', text, re.MULTILINE)
+    at_once = re.search(
+        r'^companion_script_calls_at_once{script="live/keep_reply"} (\S+)$', text, re.MULTILINE
+    )
+    assert calls is not None and float(calls[1]) == 5
+    assert at_once is not None and 1 <= float(at_once[1]) <= 5
+
+
 # -- an evening --------------------------------------------------------------------------------------
 
 
@@ -440,6 +483,71 @@ PLAN = {"name": "年卡", "fee_fen": 19_900, "period_months": 12}
 ADDRESS = {"name": "王小明", "phone": "13700000001", "region": "浙江省杭州市西湖区", "detail": "文三路 1 号"}
 
 
+async def after_the_order(owner: Caller, server: Caller, viewer: Caller, order: str) -> None:
+    """Sent, asked about, and settled; the plan cancelled for its end, and kept after all."""
+    await owner.ok("PUT", "/v1/freight", {"rows": []})
+    await owner.ok("GET", "/v1/freight")
+    assert order in await server.ok("GET", "/v1/fulfilment.csv")
+    row = {"order": order, "carrier": "顺丰", "tracking": "SF1"}
+    await server.ok("POST", "/v1/fulfilment", {"rows": [row]})
+    asked = {"kind": "missing", "reason": "少了一件", "lines": [{"position": 1, "quantity": 1}]}
+    case = await viewer.ok("POST", f"/v1/me/orders/{order}/cases", asked)
+    path = f"/v1/me/cases/{case['id']}"
+    png = b"\x89PNG\r\n\x1a\n" + bytes(20)
+    added = await viewer.ok("POST", f"{path}/photos", content=png, headers={"content-type": "image/png"})
+    photo = added["photos"][0]["id"]
+    await viewer.ok("GET", f"{path}/photos/{photo}")
+    await owner.ok("GET", f"/v1/cases/{case['id']}/photos/{photo}")
+    await viewer.ok("POST", f"{path}/withdraw")
+    again = await viewer.ok("POST", f"/v1/me/orders/{order}/cases", asked)
+    assert len((await viewer.ok("GET", "/v1/me/cases"))["items"]) == 2
+    assert [one["id"] for one in (await owner.ok("GET", "/v1/cases?state=open"))["items"]] == [again["id"]]
+    await owner.ok("GET", f"/v1/cases/{again['id']}")
+    await owner.ok("POST", f"/v1/cases/{again['id']}/decision", {"act": "decline", "note": "已核对"})
+    await server.ok("POST", f"/v1/orders/{order}/refunds", {"amount_fen": 1, "key": "goodwill"})
+    await viewer.ok("GET", "/v1/refund-rule")
+    assert (await viewer.ok("POST", "/v1/me/plan/cancel"))["cancelled"]
+    assert not (await viewer.ok("DELETE", "/v1/me/plan/cancel"))["cancelled"]
+
+
+async def coupons_and_points(owner: Caller, server: Caller, viewer: Caller) -> None:
+    """Rules of coupons, what they grant, campaigns of points, and what a plan saved."""
+    member = (await viewer.ok("GET", "/v1/me"))["id"]
+    given = {"title": "满 50 减 10", "kind": "amount", "off_fen": 1_000, "threshold_fen": 5_000, "quota": 3}
+    rule = await owner.ok("POST", "/v1/coupon-rules", given)
+    assert await owner.refused("POST", "/v1/coupon-rules", {"title": "x", "kind": "percent"}) == "bad_request"
+    path = f"/v1/coupon-rules/{rule['id']}"
+    nobody = "00000000-0000-7000-8000-000000000000"
+    granted = await server.ok("POST", f"{path}/grants", {"members": [member, nobody], "cause": "anniversary"})
+    assert [row.get("refused") for row in granted["items"]] == [None, "not_found"]
+    again = await server.ok("POST", f"{path}/grants", {"members": [member], "cause": "anniversary"})
+    assert again["items"][0] == granted["items"][0]
+    assert (await owner.ok("GET", path))["granted"] == 1
+    assert (await owner.ok("PATCH", path, {"status": "off"}))["status"] == "off"
+    refused = await server.ok("POST", f"{path}/grants", {"members": [member], "cause": "more"})
+    assert refused["items"][0]["refused"] == "limit_reached"
+    assert [one["id"] for one in (await owner.ok("GET", "/v1/coupon-rules"))["items"]] == [rule["id"]]
+    (own,) = (await viewer.ok("GET", "/v1/me/coupons"))["items"]
+    assert (own["title"], own["state"], own["off_fen"]) == ("满 50 减 10", "free", 1_000)
+    assert not {"owner", "quota", "granted", "audience", "cause"} & set(own)  # the shop's business
+    (seen,) = (await owner.ok("GET", f"/v1/members/{member}/coupons"))["items"]
+    assert seen["cause"].startswith("staff:anniversary:")
+    await server.ok("DELETE", f"/v1/coupons/{own['id']}")
+    assert (await viewer.ok("GET", "/v1/me/coupons"))["items"][0]["state"] == "void"
+    window = {"from_at": "2026-01-01T00:00:00+08:00", "until_at": "2026-01-02T00:00:00+08:00"}
+    campaign = await owner.ok("POST", "/v1/points-campaigns", {"name": "双倍", "percent": 50, **window})
+    assert (
+        await owner.refused("POST", "/v1/points-campaigns", {"name": "双倍", "percent": 1, **window})
+        == "name_taken"
+    )
+    naive = {"from_at": "2026-01-01T00:00:00", "until_at": "2026-01-02T00:00:00"}
+    bad = {"name": "又", "percent": 50, **naive}
+    assert await owner.refused("POST", "/v1/points-campaigns", bad) == "bad_request"
+    assert (await owner.ok("GET", "/v1/points-campaigns"))["items"] == [campaign]
+    await owner.ok("POST", f"/v1/points-campaigns/{campaign['id']}/end")
+    assert "savings" in await viewer.ok("GET", "/v1/me/savings")
+
+
 async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> None:
     """One evening from the first room to the end card; every row of the table succeeds at least once."""
     owner, nobody = await shop.staff(), shop.client()
@@ -473,6 +581,19 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     assert await owner.refused("POST", "/v1/products", RICE) == "sku_taken"
     await owner.ok("PATCH", f"/v1/products/{rice['id']}", {"stock_change": 10})
     assert len((await owner.ok("GET", "/v1/products?search=大米"))["items"]) == 1
+    delivery = {
+        "key": "d-1",
+        "reason": "到货",
+        "rows": [{"sku": "oil", "change": 5}, {"sku": "?", "change": 5}],
+    }
+    for _ in range(2):
+        brought = await server.ok("PUT", "/v1/stock", delivery)
+        assert [row["outcome"] for row in brought["rows"]] == ["changed", "refused"]
+        assert brought["rows"][1]["reason"] == "not_found"
+    assert await server.refused("PUT", "/v1/stock", {**delivery, "reason": "盘点"}) == "key_reused"
+    entries = await owner.ok("GET", f"/v1/stock-entries?product={oil['id']}&limit=1")
+    assert [(entry["delta"], entry["reason"]) for entry in entries["items"]] == [(5, "到货")]
+    assert entries["next"]
     price = await owner.ok(
         "POST",
         f"/v1/products/{oil['id']}/prices",
@@ -613,11 +734,22 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     )
     await owner.ok("POST", f"/v1/offers/{flash['id']}/close")
     await owner.ok("GET", f"/v1/shows/{show}/benefits")
-    coupon = await owner.ok(
-        "POST", f"/v1/shows/{show}/benefits", {"title": "满减券", "what": "coupon", "quota": 10}
+    benefits = f"/v1/shows/{show}/benefits"
+    points = {"title": "积分", "what": "points", "points": 100, "quota": 10, "seconds": 600}
+    assert await owner.refused("POST", benefits, {**points, "points": 0}) == "bad_request"
+    assert await owner.refused("POST", benefits, {**points, "starts_in_s": 9}) == "bad_request"
+    promised = await owner.ok("POST", benefits, {**points, "starts_in_s": 10})
+    assert await owner.refused("POST", f"/v1/benefits/{promised['id']}/close") == "window_promised"
+    acts = (await owner.ok("GET", f"/v1/audit?subject=benefit:{promised['id']}"))["items"]
+    assert (acts[0]["act"], acts[0]["detail"]) == (
+        "benefit.close.refused",
+        {"code": "window_promised"},
     )
+    coupon = await owner.ok("POST", benefits, {"title": "满减券", "quota": 10})
     assert (await owner.ok("PATCH", f"/v1/benefits/{coupon['id']}", {"quota": 20}))["quota"] == 20
     assert await owner.refused("PATCH", f"/v1/benefits/{coupon['id']}", {"quota": 5}) == "bad_request"
+    for typed in ({"quota": 21, "confirmed": 3}, {"left": 1}, {"rank": 1}):  # nobody types a number
+        assert await owner.refused("PATCH", f"/v1/benefits/{coupon['id']}", typed) == "bad_request"
     await owner.ok("POST", f"/v1/benefits/{coupon['id']}/pause", {"reason": "系统核对中"})
     await owner.ok("POST", f"/v1/benefits/{coupon['id']}/resume")
     await owner.ok("POST", f"/v1/benefits/{coupon['id']}/close")
@@ -637,6 +769,21 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     live = await owner.ok("GET", f"/v1/shows/{show}/live")
     assert live["sales"]["paid"] == 1
     assert live["joins"]["first"] == 1
+
+    # guards
+    await owner.ok("PUT", "/v1/budgets", {"scope": "show", "subject": show, "limit_fen": 100_000_000})
+    assert len((await owner.ok("GET", f"/v1/budgets?show={show}"))["items"]) == 2
+    assert (await owner.ok("GET", f"/v1/shows/{show}/costs"))["spent_fen"] > 0
+    dear = {**RICE, "sku": "dear", "cost_fen": 20_000}
+    asked = (await owner.call("POST", "/v1/products", dear)).json()["approval"]
+    assert len((await owner.ok("GET", "/v1/approvals?state=asked"))["items"]) == 1
+    await owner.ok("GET", f"/v1/approvals/{asked}")
+    second = await shop.staff("operator")
+    await second.ok("POST", f"/v1/approvals/{asked}/decision", {"grant": True})
+    await owner.ok("POST", "/v1/products", dear)
+    await owner.ok("POST", "/v1/incident", {"reason": "系统核对中", "extend_s": 60})
+    assert (await owner.ok("GET", "/v1/incident"))["incident"]["extend_s"] == 60
+    await owner.ok("DELETE", "/v1/incident")
 
     # the shop's server
     fed = await server.ok(
@@ -662,6 +809,8 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     paid_order = await server.ok("GET", f"/v1/orders/{order['order']}")
     assert [payment["outcome"] for payment in paid_order["payments"]] == ["accepted"]
     await server.ok("GET", "/v1/odd-payments")
+    await after_the_order(owner, server, viewer, order["order"])
+    await coupons_and_points(owner, server, viewer)
     refunded = await server.ok("POST", f"/v1/orders/{order['order']}/refund")
     assert refunded["state"] == "refunded"
 
@@ -690,6 +839,8 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
         "forbidden",
         "closed",
     )
+    bill = await viewer.ok("GET", "/v1/me/plan/refund")
+    await viewer.ok("POST", "/v1/me/plan/refund", {"payable_fen": bill["payable_fen"]})
     # a refund by one tap has its own evening, below
     missing = {(route.method, route.path) for route in TABLE} - shop.done
     assert missing <= {

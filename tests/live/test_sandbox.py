@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import msgspec
@@ -18,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from commerce.payments import PaymentRequest, ReturnRefused
+from commerce.payments import ReturnRefused
 from commerce.sandbox import BadSignature, SandboxProvider, request_key, sign_request, webhook_secret
 from live.sandbox import create_sandbox
-from membership.actor import MemberId, OrderId, ShowId, new_id
 from membership.refusal import BadRequest, Unavailable
+from tests.commerce.payment_sample import payment_request
 
 pytestmark = pytest.mark.anyio
 
@@ -77,19 +76,6 @@ class Scene:
         await self.sandbox.state.sandbox.aclose()
         self.sandbox.state.sandbox.store.close()
 
-    def request(self, **changes: Any) -> PaymentRequest:
-        given: dict[str, Any] = {
-            "order": OrderId(new_id()),
-            "kind": "goods",
-            "show": ShowId("abcdefgh23"),
-            "member": MemberId(new_id()),
-            "amount_fen": 10_900,
-            "currency": "CNY",
-            "description": "有机大米 × 1",
-            "hold_until": int(time.time() * 1000) + 600_000,
-        }
-        return PaymentRequest(**{**given, **changes})
-
     async def pay(self, ref: str, **form: str) -> httpx2.Response:
         return await self.browser.post(f"/sandbox/pay/{ref}", data={"result": "pay", **form})
 
@@ -125,7 +111,7 @@ async def make_scene(tmp_path: Path) -> AsyncIterator[MakeScene]:
 
 async def test_the_same_order_and_amount_is_the_same_page(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    request = scene.request()
+    request = payment_request()
     first = await scene.provider.create(request)
     assert first.url == f"{SHOP}/sandbox/pay/{first.ref}"
     assert await scene.provider.create(request) == first
@@ -141,7 +127,7 @@ async def test_a_second_tap_while_the_first_is_paying_comes_back_to_the_shop_too
     make_scene: MakeScene,
 ) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     read, arrived = asyncio.Event(), asyncio.Event()
 
     async def slowly() -> AsyncIterator[bytes]:
@@ -158,7 +144,7 @@ async def test_a_second_tap_while_the_first_is_paying_comes_back_to_the_shop_too
 
 async def test_unsigned_or_wrongly_signed_requests_are_refused(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     now = int(time.time())
     key, path = request_key(SECRET), f"/payments/{page.ref}"
 
@@ -181,7 +167,7 @@ async def test_unsigned_or_wrongly_signed_requests_are_refused(make_scene: MakeS
     assert await ask(now, sign_request(SECRET.encode(), "GET", path, now, b"")) == 401
     stranger = SandboxProvider("another secret", SHOP, transport=scene.transport)
     with pytest.raises(Unavailable):
-        await stranger.create(scene.request())
+        await stranger.create(payment_request())
 
 
 @pytest.mark.parametrize(
@@ -236,7 +222,7 @@ def _refuse(request: httpx2.Request) -> httpx2.Response:
 
 async def test_the_page_says_what_is_paid_and_leads_back(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    request = scene.request(description="<script>alert(1)</script>")
+    request = payment_request(description="<script>alert(1)</script>")
     page = await scene.provider.create(request)
     shown = await scene.browser.get(page.url)
     assert shown.status_code == 200
@@ -256,7 +242,7 @@ async def test_the_page_says_what_is_paid_and_leads_back(make_scene: MakeScene) 
 
 async def test_the_page_speaks_english_too(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     shown = await scene.browser.get(page.url, headers={"accept-language": "en-GB,en;q=0.9"})
     assert "Pay now" in shown.text
     assert 'lang="en"' in shown.text
@@ -265,7 +251,7 @@ async def test_the_page_speaks_english_too(make_scene: MakeScene) -> None:
 async def test_the_time_to_pay_by_is_the_shops(make_scene: MakeScene) -> None:
     scene = await make_scene()
     until = datetime(2030, 6, 1, 12, 31, 5, tzinfo=UTC)
-    page = await scene.provider.create(scene.request(hold_until=int(until.timestamp() * 1000)))
+    page = await scene.provider.create(payment_request(hold_until=int(until.timestamp() * 1000)))
     assert "请在 20:31:05 前完成支付" in (await scene.browser.get(page.url)).text
     english = await scene.browser.get(page.url, headers={"accept-language": "en"})
     assert "Pay before 20:31:05 (Asia/Shanghai)" in english.text
@@ -273,7 +259,7 @@ async def test_the_time_to_pay_by_is_the_shops(make_scene: MakeScene) -> None:
 
 async def test_a_payment_that_failed_may_be_tried_again(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     failed = await scene.pay(page.ref, result="fail")
     assert failed.headers["location"].endswith("&payment=failed")
     assert await scene.provider.query(page.ref) is None
@@ -285,7 +271,7 @@ async def test_a_payment_that_failed_may_be_tried_again(make_scene: MakeScene) -
 
 async def test_what_is_not_there_or_not_understood(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     assert (await scene.browser.get("/sandbox/pay/nothing")).status_code == 404
     assert (await scene.pay("nothing")).status_code == 404
     assert (await scene.pay(page.ref, result="maybe")).status_code == 400
@@ -295,7 +281,7 @@ async def test_what_is_not_there_or_not_understood(make_scene: MakeScene) -> Non
 
 async def test_pressing_pay_twice_pays_once(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     answers = await asyncio.gather(*[scene.pay(page.ref, payer=f"payer-{n}") for n in range(4)])
     assert {answer.status_code for answer in answers} == {303}
     await scene.shop.wait_for(1)
@@ -314,7 +300,7 @@ async def settled(scene: Scene) -> None:
 
 async def test_a_webhook_is_signed_and_says_who_paid_what(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    request = scene.request()
+    request = payment_request()
     page = await scene.provider.create(request)
     before = datetime.now(UTC)
     await scene.pay(page.ref, payer="微信 小明")
@@ -335,7 +321,7 @@ async def test_a_webhook_is_signed_and_says_who_paid_what(make_scene: MakeScene)
 async def test_a_webhook_is_repeated_with_one_id_until_it_is_answered(make_scene: MakeScene) -> None:
     scene = await make_scene()
     scene.shop.answers = [500, 302, 404]
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     await scene.pay(page.ref)
     await scene.shop.wait_for(4)
     await settled(scene)
@@ -348,7 +334,7 @@ async def test_a_webhook_is_repeated_with_one_id_until_it_is_answered(make_scene
 async def test_a_shop_that_never_answers_is_given_up_and_can_still_ask(make_scene: MakeScene) -> None:
     scene = await make_scene(retry_s=(0.01, 0.01))
     scene.shop.answers = [500] * 10
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     await scene.pay(page.ref)
     await settled(scene)
     assert len(scene.shop.got) == 3
@@ -358,7 +344,7 @@ async def test_a_shop_that_never_answers_is_given_up_and_can_still_ask(make_scen
 async def test_what_was_not_answered_goes_on_after_a_restart(make_scene: MakeScene) -> None:
     before = await make_scene(retry_s=(0.2, 3600))
     before.shop.answers = [500]
-    page = await before.provider.create(before.request())
+    page = await before.provider.create(payment_request())
     await before.pay(page.ref)
     await before.shop.wait_for(1)
     while before.sandbox.state.sandbox.store.news(f"msg_{page.ref}").attempts == 0:
@@ -372,7 +358,7 @@ async def test_what_was_not_answered_goes_on_after_a_restart(make_scene: MakeSce
 
 async def test_a_webhook_that_is_not_the_sandboxs_is_refused(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request())
+    page = await scene.provider.create(payment_request())
     await scene.pay(page.ref)
     await scene.shop.wait_for(1)
     headers, body = scene.shop.got[0]
@@ -422,7 +408,7 @@ async def test_a_signed_webhook_of_another_kind_or_shape(make_scene: MakeScene) 
 
 async def test_money_goes_back_once_a_key_and_never_more_than_came(make_scene: MakeScene) -> None:
     scene = await make_scene()
-    page = await scene.provider.create(scene.request(amount_fen=1_000))
+    page = await scene.provider.create(payment_request(amount_fen=1_000))
     with pytest.raises(ReturnRefused):
         await scene.provider.give_back(page.ref, 1_000, "early")
     await scene.pay(page.ref)
@@ -438,7 +424,7 @@ async def test_money_goes_back_once_a_key_and_never_more_than_came(make_scene: M
 
 async def test_two_processes_with_one_file_are_one_provider(make_scene: MakeScene) -> None:
     one, two = await make_scene(), await make_scene()
-    page = await one.provider.create(one.request())
+    page = await one.provider.create(payment_request())
     assert (await two.pay(page.ref)).status_code == 303
     assert await one.provider.query(page.ref) is not None
 
@@ -447,16 +433,7 @@ async def test_alone_it_answers_at_its_root(tmp_path: Path) -> None:
     alone = create_sandbox(SECRET)
     transport = httpx2.ASGITransport(app=alone)
     provider = SandboxProvider(SECRET, SHOP, base_url="http://pay.test", transport=transport)
-    request = PaymentRequest(
-        order=OrderId(new_id()),
-        kind="plan",
-        show=None,
-        member=MemberId(new_id()),
-        amount_fen=19_900,
-        currency="CNY",
-        description="年卡",
-        hold_until=0,
-    )
+    request = payment_request(kind="plan", show=None, amount_fen=19_900, description="年卡", hold_until=0)
     page = await provider.create(request)
     assert page.url == f"http://pay.test/pay/{page.ref}"
     async with httpx2.AsyncClient(transport=transport, base_url="http://pay.test") as browser:

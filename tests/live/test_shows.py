@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from chat.comments import Muted, NotLive
 from chat.polls import AlreadyVoted
-from commerce.benefits import BenefitInput
+from commerce.benefit_terms import BenefitInput
 from live.database import Database
 from live.lua import Scripts
 from live.recorder import Recorder

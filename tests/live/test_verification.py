@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from commerce.benefits import BenefitInput
+from commerce.benefit_terms import BenefitInput
 from commerce.receipts import read_core, verify
 from live.__main__ import main
 from membership.actor import BenefitId, ShowId, public_id

@@ -165,6 +165,7 @@ async def test_an_unknown_member_is_refused(members: Members, pool: Pool) -> Non
             assert await members.facts(conn, MemberId(member)) == NOBODY
 
 
+@pytest.mark.rule("semantics 3.1b")
 async def test_facts_of_registered_trial_and_paid(
     members: Members, plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -181,6 +182,7 @@ async def test_facts_of_registered_trial_and_paid(
         assert paid.plans == {other.id} and not paid.on_trial and paid.member == member.id
 
 
+@pytest.mark.rule("semantics 3.2c")
 async def test_a_lapsed_member_is_registered(
     members: Members, plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:

@@ -90,6 +90,7 @@ async def test_an_unknown_plan_is_refused(
 # -- trials
 
 
+@pytest.mark.rule("semantics 3.1a")
 async def test_a_trial_is_seven_times_24_hours_to_the_second(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -112,6 +113,7 @@ async def test_a_trial_is_seven_times_24_hours_to_the_second(
         assert await plans.current(t.conn, member.id, at=start - timedelta(microseconds=1)) is None
 
 
+@pytest.mark.rule("semantics 3.1a")
 async def test_a_second_trial_is_refused_over_all_plans_for_ever(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -140,6 +142,7 @@ async def test_a_phone_that_changed_hands_or_a_new_phone_gives_no_second_trial(
                 await plans.start_trial(t, member.id, plan.id, phone)
 
 
+@pytest.mark.rule("semantics 3.1a")
 @pytest.mark.parametrize("mark", ["openid", "payer"])
 async def test_one_openid_or_payer_has_one_trial(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory, mark: str
@@ -207,6 +210,7 @@ async def test_a_paid_year_ends_the_same_day_and_time_next_year(
     assert term.first_paid_start and not term.trial and term.plan_name == "金穗年卡"
 
 
+@pytest.mark.rule("semantics 3.2a")
 async def test_renewing_early_extends_from_the_end(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -235,6 +239,7 @@ async def test_the_31st_stays_the_31st_over_short_months(
     assert [(end.month, end.day) for end in ends] == [(2, 28), (3, 31), (4, 30)]
 
 
+@pytest.mark.rule("semantics 3.2a")
 async def test_the_same_payment_never_extends_twice(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -247,6 +252,7 @@ async def test_the_same_payment_never_extends_twice(
             await plans.start_paid(t, other.id, plan.id, paid)
 
 
+@pytest.mark.rule("semantics 3.1e")
 async def test_a_trial_converts_at_once(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -263,6 +269,7 @@ async def test_a_trial_converts_at_once(
     assert trial.ends_at == trial.until == paid_at
 
 
+@pytest.mark.rule("semantics 2.1a")
 async def test_who_lapsed_starts_anew_and_counts_as_a_first_start(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -277,6 +284,7 @@ async def test_who_lapsed_starts_anew_and_counts_as_a_first_start(
     assert not other.first_paid_start
 
 
+@pytest.mark.rule("semantics 2.1a", "semantics 2.1b")
 async def test_a_second_plan_beside_a_running_one_is_no_first_start(
     plans: Plans, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:
@@ -288,6 +296,7 @@ async def test_a_second_plan_beside_a_running_one_is_no_first_start(
         assert (await plans.current(t.conn, member.id)) == long
 
 
+@pytest.mark.rule("semantics 3.3e")
 async def test_a_refund_ends_access_and_the_person_is_registered(
     plans: Plans, members: Members, make_member: MakeMember, make_plan: MakePlan, tx: TransactionFactory
 ) -> None:

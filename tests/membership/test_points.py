@@ -31,6 +31,7 @@ def points(redis: Redis) -> Points:
 # -- how many
 
 
+@pytest.mark.rule("M64")
 @pytest.mark.parametrize(
     ("paid_fen", "percent", "events", "lots"),
     [

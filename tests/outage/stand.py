@@ -118,6 +118,7 @@ class ServerProcess:
             "COMPANION_PORT": str(port),
             "COMPANION_PUBLIC_URL": self.url,
             "COMPANION_LOG_LEVEL": "warning",
+            "COMPANION_MEMBER_DAY": "0",
             "READY_FD": str(writing),
             "PYTHONPATH": str(ROOT),
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from commerce.benefits import BenefitInput
+from commerce.benefit_terms import BenefitInput
 from live.log import RECENT_ENTRIES
 from live.recorder import Recorder
 from loadtests.outage import Talker, Watcher, differences, heard_all
@@ -253,8 +253,14 @@ async def claim(talker: Talker, benefit: BenefitId) -> dict[str, Any]:
                 return {"rank": answer["rank"], "of": answer["of"]}
 
 
-async def test_a_store_that_has_grown_past_what_it_lost_is_known_by_its_entries(served: Served) -> None:
-    """The number alone tells nothing: it is as high as the one this node saw, and of other events."""
+@pytest.mark.parametrize("away_again", [False, True])
+async def test_a_store_that_has_grown_past_what_it_lost_is_known_by_its_entries(
+    served: Served, away_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number alone tells nothing: it is as high as the one this node saw, and of other events.
+
+    Away a second time before it could be compared, it is compared with what was seen before the first.
+    """
     async with hall(served, talkers=1) as made:
         (talker,) = made.talkers
         said = [await talker.say(f"第 {number} 句") for number in range(3)]
@@ -276,6 +282,13 @@ async def test_a_store_that_has_grown_past_what_it_lost_is_known_by_its_entries(
             pipe.hset(meta, "seq", last + 2)
             await pipe.execute()
         await served.node.hubs[made.show].reached(last + 2, 5)  # taken for what follows: nothing is missing
+        if away_again:
+            with monkeypatch.context() as patched:
+                patched.setattr(served.parts.show_log, "position", no_answer)
+                patched.setattr(served.node.show_log, "position", no_answer)
+                await served.node.following.check_positions()
+            served.node.following.on_health(True)
+            served.node.following.on_health(False)
         served.node.following.on_health(True)
         await until(lambda: all(watcher.epochs[-1] != epoch for watcher in made.watchers))
         await until(lambda: all(watcher.shown for watcher in made.watchers))

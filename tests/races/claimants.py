@@ -13,12 +13,16 @@ import time
 import msgspec
 from redis.asyncio import Redis
 
-from commerce.claims import ClaimGatherer, Claims
+from commerce.claims import Claims
+from commerce.coupons import Coupons
+from commerce.grants import Grants
 from live.database import Database, make_pool, open_redis
 from live.lua import Scripts
 from membership.actor import Actor, BenefitId, Facts, MemberId, PlanId, ShowId
 from membership.notices import Notices
+from membership.points import Points
 from membership.refusal import Refusal
+from tests.commerce.benefit_stage import Gatherer, gathered
 
 
 class Task(msgspec.Struct):
@@ -37,7 +41,7 @@ class Outcome(msgspec.Struct):
     slowest_ms: float
 
 
-async def claim_all(task: Task, gatherer: ClaimGatherer) -> Outcome:
+async def claim_all(task: Task, gatherer: Gatherer) -> Outcome:
     slowest = 0.0
 
     async def one(member: MemberId) -> tuple[MemberId, int | str]:
@@ -46,7 +50,7 @@ async def claim_all(task: Task, gatherer: ClaimGatherer) -> Outcome:
         facts = Facts(member=member, registered=True, plans=frozenset({task.plan}))
         actor = Actor(kind="viewer", id=member, name="王小明", facts=facts)
         try:
-            won = await gatherer.claim(task.show, task.benefit, actor, f"{task.key}-{member}")
+            won = await gatherer.ask((task.show, task.benefit), (actor, f"{task.key}-{member}"))
         except Refusal as refusal:
             return member, refusal.word
         finally:
@@ -88,12 +92,15 @@ async def main(redis_url: str, database_url: str) -> None:
     redis = open_redis(redis_url)
     async with make_pool(database_url, size_max=4) as pool:
         database = Database(pool)
-        claims = Claims(Scripts(redis), Notices(redis), database.transaction)
+        notices = Notices(redis)
+        claims = Claims(
+            Scripts(redis), notices, database.transaction, Grants(Points(notices), Coupons(notices))
+        )
         await redis.ping()
         say(b"ready")
         sys.stdin.readline()
         if task.by_script:
-            outcome = await claim_all(task, ClaimGatherer(claims))
+            outcome = await claim_all(task, gathered(claims))
         else:
             outcome = await read_then_write(task, redis)
         say(msgspec.json.encode(outcome))

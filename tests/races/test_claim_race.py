@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from commerce.benefits import benefit_keys
+from commerce.benefit_counters import benefit_keys
 from live.engines import Addresses
 from live.lua import Scripts
 from membership.actor import BenefitId, MemberId, ShowId
@@ -81,6 +81,7 @@ def tasks_for(show: ShowId, benefit: BenefitId, parts: list[list[MemberId]], **m
     ]
 
 
+@pytest.mark.rule("semantics 2.10a", "L3")
 async def test_five_thousand_members_over_two_processes_win_exactly_one_hundred_ranks(
     stage: Stage,
     make_show: MakeShow,

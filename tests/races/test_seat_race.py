@@ -9,7 +9,7 @@ import sys
 import pytest
 from redis.asyncio import Redis
 
-from commerce.benefits import Benefit
+from commerce.benefit_terms import Benefit
 from live.database import Database, make_pool, open_redis
 from live.engines import Addresses
 from live.lua import Scripts
@@ -58,6 +58,7 @@ class Watcher:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.rule("semantics 2.3b", "M18")
 async def test_a_hundred_and_fifty_joins_never_pass_a_hundred_seats(
     stage: Stage,
     make_show: MakeShow,

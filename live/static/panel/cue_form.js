@@ -1,14 +1,18 @@
 // Preparing the rundown before the show: every price, quota and word is typed here, checked here, and later
 // only run by a key.
 
-import { useMemo, useRef, useState } from "preact/hooks";
-import { put } from "./api.js";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { get, items, put } from "./api.js";
 import { fenOf, money, points, yuan } from "./format.js";
+import { localIn, momentIn } from "./home.js";
 import { Button, Dialog, Icon, IconButton, Problem, SelectField, TextField, html, kindIcon, t, useAct } from "./ui.js";
 
 const CUES_MAX = 30;
 const KINDS = ["pin", "flash", "benefit", "poll", "announcement"];
 const AUDIENCES = ["everyone", "registered", "plan_members"];
+const WHAT = ["gift", "coupon", "points", "early_access", "free_order"];
+const COUNTDOWN_S = [10, 300]; // shorter is no countdown, longer is an announcement
+const zone = () => document.body.dataset.timezone || "";
 const JOINERS = ["everyone", "registered"]; // joining changes who is a plan member
 let serial = 0;
 
@@ -36,6 +40,16 @@ function draftOf(cue) {
     what: payload.what ?? "gift",
     value: fenText(payload.value_fen),
     needs: payload.needs ?? "join",
+    coupon_rule: text(payload.coupon_rule),
+    given: text(payload.points || ""),
+    early: payload.products ?? [],
+    until: payload.until ? localIn(zone(), payload.until) : "",
+    cap: fenText(payload.cap_fen || null),
+    min: fenText(payload.min_fen || null),
+    watched: text(payload.watched_s || ""),
+    newly: text(payload.newly_joined_s ? Math.round(payload.newly_joined_s / 60) : ""),
+    first_order: payload.first_order ?? false,
+    countdown: text(payload.starts_in_s || ""),
     question: text(payload.question),
     choices: payload.choices?.length ? payload.choices.map(text) : ["", ""],
     max_choices: text(payload.max_choices ?? 1),
@@ -104,12 +118,31 @@ function check(draft, all, products) {
     payload.title = line("benefit", 60);
     payload.text = line("about", 400, false);
     payload.what = draft.what;
-    const value = draft.value.trim() === "" ? 0 : fenOf(draft.value);
-    if (value === null) errors.value = t("field_amount");
-    payload.value_fen = value;
+    const { what, needs } = draft;
+    const sum = (name, needed) => {
+      const fen = draft[name].trim() === "" && !needed ? 0 : fenOf(draft[name]);
+      if (fen === null || (needed && !fen)) errors[name] = t("field_amount");
+      return fen ?? 0;
+    };
+    const follows = what === "points" || what === "free_order"; // its value is what it brings
+    payload.value_fen = follows ? 0 : sum("value", false);
     payload.quota = whole("quota", 1, 100_000, true);
-    payload.needs = draft.needs;
-    if (draft.needs === "join" && !JOINERS.includes(draft.audience.kind)) errors.audience = t("field_joiners");
+    payload.needs = needs;
+    payload.coupon_rule = what === "coupon" ? draft.coupon_rule : null;
+    if (what === "coupon" && !draft.coupon_rule) errors.coupon_rule = t("field_needed");
+    payload.points = what === "points" ? whole("given", 1, 1_000_000, true) : 0;
+    payload.products = what === "early_access" ? draft.early : [];
+    if (what === "early_access" && !draft.early.length) errors.early = t("field_needed");
+    payload.until = what === "early_access" && draft.until ? momentIn(zone(), draft.until) : null;
+    payload.cap_fen = what === "free_order" ? sum("cap", true) : 0;
+    if (what === "free_order" && needs !== "order") errors.needs = t("field_free_order");
+    payload.min_fen = needs === "order" ? sum("min", false) : 0;
+    const narrowed = needs !== "join"; // joining counts from the show's start, wherever it is paid
+    payload.watched_s = narrowed ? (whole("watched", 1, 86_400, false) ?? 0) : 0;
+    payload.newly_joined_s = narrowed ? (whole("newly", 1, 527_040, false) ?? 0) * 60 : 0;
+    payload.first_order = draft.first_order;
+    payload.starts_in_s = narrowed ? (whole("countdown", ...COUNTDOWN_S, false) ?? 0) : 0;
+    if (needs === "join" && !JOINERS.includes(draft.audience.kind)) errors.audience = t("field_joiners");
     payload.seconds = whole("seconds", 5, 86_400, false);
   }
   if (draft.kind === "poll") {
@@ -134,6 +167,10 @@ export function CueForm({ store, runner, products, productsFailure, readProducts
   const [open, setOpen] = useState(() => null);
   const [tried, setTried] = useState(false);
   const [leaving, setLeaving] = useState(false);
+  const [rules, setRules] = useState([]); // of coupons that are still given
+  useEffect(() => {
+    get("/v1/coupon-rules?limit=100").then((answer) => setRules(items(answer).filter((one) => one.status === "on")), () => {}); // said where one is to be chosen
+  }, []);
   const first = useRef(JSON.stringify(drafts));
   const changed = JSON.stringify(drafts) !== first.current;
   const checked = useMemo(() => drafts.map((draft) => check(draft, drafts, products ?? [])), [drafts, products]);
@@ -216,7 +253,7 @@ export function CueForm({ store, runner, products, productsFailure, readProducts
                   <${IconButton} name="down" label=${t("cue_down")} class="icon-button--small" disabled=${index === drafts.length - 1} onClick=${() => move(index, 1)} />
                   <${IconButton} name="trash" label=${t("cue_delete")} class="icon-button--small" disabled=${draft.locked} onClick=${() => setDrafts(drafts.filter((one) => one !== draft))} />
                 </div>
-                ${unfolded && html`<${Draft} draft=${draft} errors=${errors} products=${products ?? []} set=${(change) => set(draft.slot, change)} />`}
+                ${unfolded && html`<${Draft} draft=${draft} errors=${errors} products=${products ?? []} rules=${rules} set=${(change) => set(draft.slot, change)} />`}
               </li>
             `;
           })}
@@ -233,7 +270,7 @@ export function CueForm({ store, runner, products, productsFailure, readProducts
   `;
 }
 
-function Draft({ draft, errors, products, set }) {
+function Draft({ draft, errors, products, rules, set }) {
   const product = products.find((one) => one.id === draft.product);
   const field = (name, label, more = {}) => html`
     <${TextField} label=${label} value=${draft[name]} error=${errors[name]} onInput=${(value) => set({ [name]: value })} ...${more} />
@@ -298,17 +335,38 @@ function Draft({ draft, errors, products, set }) {
         <${SelectField}
           label=${t("cue_benefit_what")}
           value=${draft.what}
-          options=${["gift", "coupon", "points", "early_access"].map((one) => [one, t(`what_${one}`)])}
-          onInput=${(what) => set({ what })}
+          options=${WHAT.map((one) => [one, t(`what_${one}`)])}
+          onInput=${(what) => set(what === "free_order" ? { what, needs: "order" } : { what })}
         />
-        ${field("value", t("cue_value"), { inputmode: "decimal", class: "field--short" })} ${number("quota", t("cue_seats"))}
+        ${draft.what === "coupon" &&
+        html`<${SelectField}
+          label=${t("cue_coupon")}
+          class="field--wide"
+          value=${draft.coupon_rule}
+          error=${errors.coupon_rule}
+          hint=${rules.length ? null : t("cue_coupon_none")}
+          options=${[["", t("cue_coupon_pick")], ...rules.map((one) => [one.id, one.title])]}
+          onInput=${(coupon_rule) => set({ coupon_rule })}
+        />`}
+        ${draft.what === "points" && number("given", t("cue_points"))}
+        ${draft.what === "free_order" && field("cap", t("cue_cap"), { inputmode: "decimal", class: "field--short" })}
+        ${draft.what === "early_access" &&
+        html`<${Early} draft=${draft} products=${products} error=${errors.early} set=${set} />
+          ${field("until", t("cue_until"), { type: "datetime-local", needed: false })}`}
+        ${["gift", "coupon", "early_access"].includes(draft.what) && field("value", t("cue_value"), { inputmode: "decimal", class: "field--short" })}
+        ${number("quota", t("cue_seats"))}
         <${SelectField}
           label=${t("cue_needs")}
           value=${draft.needs}
-          options=${["join", "nothing"].map((one) => [one, t(`needs_${one}`)])}
+          error=${errors.needs}
+          options=${["join", "nothing", "order"].map((one) => [one, t(`needs_${one}`)])}
           onInput=${(needs) => set({ needs })}
         />
-        ${number("seconds", t("cue_seconds"), { hint: t("cue_no_limit") })}`}
+        ${draft.needs === "order" && field("min", t("cue_min"), { inputmode: "decimal", class: "field--short", needed: false })}
+        ${number("seconds", t("cue_seconds"), { hint: t("cue_no_limit") })}
+        ${draft.needs !== "join" &&
+        html`${number("countdown", t("cue_countdown"), { needed: false })} ${number("watched", t("cue_watched"), { needed: false })} ${number("newly", t("cue_newly"), { needed: false })}
+          <label class="row field--wide"><input class="switch" type="checkbox" role="switch" checked=${draft.first_order} onChange=${(event) => set({ first_order: event.currentTarget.checked })} /><span>${t("cue_first_order")}</span></label>`}`}
       ${draft.kind === "poll" &&
       html`${field("question", t("cue_question"), { class: "field--wide" })}
         <${Choices} draft=${draft} error=${errors.choices} set=${set} />
@@ -322,6 +380,20 @@ function Draft({ draft, errors, products, set }) {
         ${number("seconds", t("cue_seconds"), { hint: t("cue_no_limit") })}`}
       ${draft.kind === "announcement" ? field("words", t("cue_text"), { class: "field--wide", long: true }) : audience}
     </div>
+  `;
+}
+
+/** Which products may be ordered early. */
+function Early({ draft, products, error, set }) {
+  const toggle = (id) => set({ early: draft.early.includes(id) ? draft.early.filter((one) => one !== id) : [...draft.early, id] });
+  return html`
+    <fieldset class="field field--wide">
+      <legend class="field__label">${t("cue_early")}</legend>
+      ${products
+        .filter((one) => !one.no_promo)
+        .map((one) => html`<label key=${one.id} class="row early"><input type="checkbox" checked=${draft.early.includes(one.id)} aria-invalid=${error ? "true" : undefined} onChange=${() => toggle(one.id)} /><span>${one.name}</span></label>`)}
+      ${error && html`<p class="field__error">${error}</p>`}
+    </fieldset>
   `;
 }
 

@@ -13,7 +13,7 @@ export function yuan(fen) {
   return sign + (part ? `${text}.${String(part).padStart(2, "0")}` : text);
 }
 
-export const money = (fen) => `¥${yuan(fen)}`;
+export const money = (fen) => (fen < 0 ? `−¥${yuan(-fen)}` : `¥${yuan(fen)}`);
 
 /** "109" or "109.5" -> 10900 / 10950; null when it is no amount of at most two decimals. */
 export function fenOf(text) {
@@ -65,7 +65,9 @@ export function day(time) {
     minute: "2-digit",
     hour12: false,
     timeZone: zone(),
-  }).format(ms);
+  })
+    .format(ms)
+    .replace(/(?<=\d)周/, " 周");
 }
 
 /** Code points, as the server counts them: an emoji is one. */

@@ -5,6 +5,7 @@ import { useState } from "preact/hooks";
 import { get, post } from "./api.js";
 import { lang } from "./format.js";
 import { Home } from "./home.js";
+import { Money } from "./money.js";
 import { Show } from "./show.js";
 import { Button, Icon, IconButton, Menu, Problem, html, remember, t, useWide, whenSignedOut } from "./ui.js";
 
@@ -58,12 +59,15 @@ function Panel({ me, show, failure }) {
     </div>`}
     ${failure
       ? html`<main class="home" id="main"><${Problem} failure=${failure} onRetry=${() => location.reload()} /><a class="button" href="/panel">${t("back_to_list")}</a></main>`
+      : location.pathname === "/panel/money"
+        ? html`<${Money} me=${me} tools=${tools} />`
       : show
         ? html`<${Show} me=${me} show=${show} onSignedOut=${signedOut} tools=${tools} />`
         : html`<div class="screen screen--home">
             <header class="top">
               <span class="top__mark" aria-hidden="true"></span>
               <div class="top__title"><p class="strong">${t("panel")}</p></div>
+              <a class="button" href="/panel/money">${t("money_desk")}</a>
               <${Menu} wide=${wide}>${tools}<//>
             </header>
             <${Home} me=${me} onSignedOut=${signedOut} />

@@ -105,6 +105,17 @@ function Report({ report }) {
               </tbody>
             </table></div>`}
       </section>
+      ${report.first_sold?.length > 0 && html`<section aria-labelledby="first-title">
+        <h3 class="report__title" id="first-title">${t("report_first")}</h3>
+        <ul class="questions">
+          ${report.first_sold.map(
+            (one) => html`<li key=${one.product} class="row">
+              <span class="grow">${one.name}</span>
+              <span class="small muted num">${t("report_first_line", { buyers: count(one.buyers), members: count(one.members) })}</span>
+            </li>`,
+          )}
+        </ul>
+      </section>`}
       <section aria-labelledby="questions-title">
         <h3 class="report__title" id="questions-title">${t("report_questions")}</h3>
         ${questions.length === 0 && html`<p class="muted small">${t("report_none_questions")}</p>`}

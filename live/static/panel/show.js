@@ -3,10 +3,12 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get, items, post } from "./api.js";
 import { Announcement, Comments, Composer } from "./comments.js";
+import { Costs } from "./costs.js";
 import { CueForm } from "./cue_form.js";
 import { Desk } from "./desk.js";
 import { asMs, clock as timeOfDay, span } from "./format.js";
 import { ShowForm, StatusBadge } from "./home.js";
+import { IncidentBar, IncidentButton, useIncident } from "./incident.js";
 import { listen } from "./keys.js";
 import { makeModeration } from "./moderation.js";
 import { Numbers, numbersOf } from "./numbers.js";
@@ -44,7 +46,9 @@ export function Show({ me, show, onSignedOut, tools }) {
     offers: me.permissions?.includes("offer.run") ?? true,
     report: me.permissions?.includes("report.read") ?? true,
     rooms: me.permissions?.includes("room.write") ?? true,
+    incident: me.permissions?.includes("incident.run") ?? false,
   };
+  const incident = useIncident(store.data("incident"));
 
   const readProducts = () =>
     get("/v1/products?limit=100")
@@ -103,7 +107,7 @@ export function Show({ me, show, onSignedOut, tools }) {
           setTab("comments");
           requestAnimationFrame(() => field.current?.focus());
         } else if (key === "[" || key === "]") {
-          setSide(key === "[" ? "desk" : "phone");
+          setSide((now) => sides[(sides.indexOf(now) + (key === "[" ? sides.length - 1 : 1)) % sides.length]);
         } else if (key === "=") {
           setFilter((now) => (now === "all" ? "questions" : "all"));
         } else if (may.offers && !over) {
@@ -114,6 +118,7 @@ export function Show({ me, show, onSignedOut, tools }) {
   );
 
   const wide = useWide();
+  const sides = may.report ? ["desk", "costs", "phone"] : ["desk", "phone"];
 
   const parts = {
     rundown: () => html`<${Rundown} store=${store} runner=${runner} products=${products} onEdit=${may.run || may.rooms ? () => edit(true) : null} />`,
@@ -134,6 +139,7 @@ export function Show({ me, show, onSignedOut, tools }) {
     `,
     desk: () => html`<${Desk} store=${store} may=${may} />`,
     numbers: () => html`<${Numbers} store=${store} />`,
+    costs: () => html`<${Costs} store=${store} me=${me} />`,
     phone: () => html`<${Preview} store=${store} />`,
     report: () => html`<${EndCard} store=${store} />`,
     tags: () => html`<${Tags} store=${store} />`,
@@ -141,7 +147,8 @@ export function Show({ me, show, onSignedOut, tools }) {
 
   return html`
     <div class=${`screen ${over ? "screen--ended" : ""}`}>
-      <${Header} store=${store} runner=${runner} may=${may} tools=${tools} wide=${wide} onHelp=${() => help(true)} />
+      <${Header} store=${store} runner=${runner} may=${may} tools=${tools} wide=${wide} incident=${incident} onHelp=${() => help(true)} />
+      <${IncidentBar} incident=${incident} can=${may.incident} now=${store.now.value} />
       <${Line} store=${store} />
       <${Trouble} store=${store} wide=${wide} />
       ${over
@@ -153,20 +160,20 @@ export function Show({ me, show, onSignedOut, tools }) {
                 <div class="floor__left">${parts.rundown()}</div>
                 <div class="floor__middle">${parts.comments()}</div>
                 <div class="floor__right">
-                  <div class="segments segments--fill" role="group" aria-label=${`${t("desk")} / ${t("phone")}`}>
-                    ${["desk", "phone"].map(
+                  <div class="segments segments--fill" role="group" aria-label=${sides.map((one) => t(one)).join(" / ")}>
+                    ${sides.map(
                       (one) => html`<button key=${one} type="button" class="segment" aria-pressed=${String(side === one)} onClick=${() => setSide(one)}>
                         ${t(one)}
                       </button>`,
                     )}
                   </div>
-                  ${side === "desk" ? parts.desk() : parts.phone()}
+                  ${parts[side]()}
                 </div>
               </main>
             `
           : html`
               <main class="floor floor--narrow" id="main" key=${tab}>
-                ${tab === "numbers" ? html`<div class="stack narrow-scroll">${parts.numbers()}${parts.desk()}</div>` : parts[tab]()}
+                ${tab === "numbers" ? html`<div class="stack narrow-scroll">${parts.numbers()}${parts.desk()}${may.report && parts.costs()}</div>` : parts[tab]()}
               </main>
               <${Tabs} tabs=${["rundown", "comments", "numbers", "phone"]} chosen=${tab} choose=${setTab} />
             `}
@@ -225,7 +232,7 @@ function Ended({ parts, chosen, choose, wide, may }) {
   `;
 }
 
-function Header({ store, runner, may, tools, wide, onHelp }) {
+function Header({ store, runner, may, tools, wide, incident, onHelp }) {
   const [editing, edit] = useState(false);
   const show = store.show.value;
   const card = store.data("show") ?? {};
@@ -301,7 +308,10 @@ function Header({ store, runner, may, tools, wide, onHelp }) {
         </p>
       </div>
       <div class="state" role="group" aria-label=${t(`status_${status}`)}>${may.run && acts[status]?.()}</div>
+      ${wide && may.incident && status !== "ended" && html`<${IncidentButton} incident=${incident} />`}
       <${Menu} wide=${wide}>
+        ${!wide && may.incident && status !== "ended" && html`<${IncidentButton} incident=${incident} />`}
+        <a class="tool-words tool-link" href="/panel/money">${t("money_desk")}</a>
         <${CopyButton} text=${`${location.origin}/s/${show.id}`} label=${t("copy_link")} />
         <${IconButton} name="help" label=${t("help_key")} onClick=${onHelp} />
         ${tools}

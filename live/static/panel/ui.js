@@ -51,6 +51,7 @@ const PATHS = {
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   link: "M10 14a4 4 0 006 0l3-3a4 4 0 00-6-6l-1 1M14 10a4 4 0 00-6 0l-3 3a4 4 0 006 6l1-1",
   phone: "M7 3h10v18H7zM11 18h2",
+  download: "M12 4v11M7 10.5l5 5 5-5M5 20h14",
   reload: "M20 11a8 8 0 10-2 6M20 5v6h-6",
   open: "M14 4h6v6M20 4l-9 9M18 14v6H4V6h6",
   speak: "M11 5L6 9H3v6h3l5 4V5zM15 9c1.5 1.5 1.5 4.5 0 6M18 6c3.5 3 3.5 9 0 12",

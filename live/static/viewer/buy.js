@@ -5,12 +5,14 @@ import { useEffect, useId, useRef, useState } from "preact/hooks";
 
 import { ask } from "./actions.js";
 import { call, get, once, post } from "./api.js";
-import { Countdown, Picture, Prices } from "./deck.js";
+import { AskWhy, Meter, Sums } from "./bill.js";
+import { Countdown, Picture, Prices, limitsText, partsText } from "./deck.js";
+import { BEST, CouponSheet, Discounts, asked } from "./discounts.js";
 import { Icon, html } from "./dom.js";
-import { Price, money, phone } from "./format.js";
+import { Price, dayText, money, phone } from "./format.js";
 import { orderId, pay } from "./join.js";
 import { Busy, Field, Sheet, openSheet } from "./sheet.js";
-import { boot, card, isMember, isPlan, offers, orderNews, piecesLeft, planSaves, priceFor, sheet, tick, toast, you } from "./state.js";
+import { boot, card, incident, isMember, isPlan, offers, orderNews, piecesLeft, planSaves, priceFor, sheet, tick, toast, you } from "./state.js";
 import { refusalText, t } from "./words.js";
 
 const QUANTITY_MAX = 99;
@@ -28,21 +30,22 @@ async function readAddresses() {
 const showId = () => encodeURIComponent(card.value.id ?? boot.show.id);
 
 /** The signed quote for what is in the sheet: asked for again when the number, the person or its end changes. */
-function useQuote(offer, quantity) {
+function useQuote(offer, quantity, wish, address) {
   const [quote, setQuote] = useState(null);
   const [error, setError] = useState("");
   const [turn, setTurn] = useState(0);
   const plan = isPlan.value;
   const person = you.value.id;
+  const more = JSON.stringify({ ...asked(wish, isMember.value), ...(isMember.value && address ? { address } : {}) });
   useEffect(() => {
     let gone = false;
     // Half a second of quiet, so that a thumb on the plus asks once.
     const timer = setTimeout(
       async () => {
         try {
-          const answer = await post(`/v1/shows/${showId()}/quotes`, { lines: [{ offer: offer.id, quantity }] });
+          const answer = await post(`/v1/shows/${showId()}/quotes`, { lines: [{ offer: offer.id, quantity }], ...JSON.parse(more) });
           if (gone) return;
-          setQuote({ ...answer, quantity });
+          setQuote({ ...answer, quantity, asked: more });
           setError("");
         } catch (refusal) {
           if (gone) return;
@@ -56,13 +59,15 @@ function useQuote(offer, quantity) {
       gone = true;
       clearTimeout(timer);
     };
-  }, [offer.id, quantity, plan, person, turn, offer.status]);
+  }, [offer.id, quantity, plan, person, turn, offer.status, more]);
   const ends = quote?.expires_at ?? null;
   const stale = ends !== null && ends - QUOTE_SLACK_MS < tick.value;
   useEffect(() => {
     if (stale) setTurn((old) => old + 1);
   }, [stale]);
-  return [quote, error, () => setTurn((old) => old + 1)];
+  // What was asked for has changed since: the sums stand until the new ones come, but nothing is ordered at them.
+  const current = quote?.quantity === quantity && quote.asked === more;
+  return [quote, error, () => setTurn((old) => old + 1), current];
 }
 
 export function BuySheet() {
@@ -73,13 +78,14 @@ export function BuySheet() {
 
 function BuyForm({ offer }) {
   const [quantity, setQuantity] = useState(1);
-  const [why, setWhy] = useState(false);
+  const [wish, setWish] = useState(BEST);
+  const [choosing, choose] = useState(false);
   const [adding, setAdding] = useState(false);
   const [busy, setBusy] = useState(false);
   const [failed, setFailed] = useState("");
-  const [quote, quoteError, requote] = useQuote(offer, quantity);
+  const [quote, quoteError, requote, current] = useQuote(offer, quantity, wish, chosenAddress.value);
   const pieces = piecesLeft(offer);
-  const most = Math.max(1, Math.min(QUANTITY_MAX, offer.per_person ?? QUANTITY_MAX, pieces ?? QUANTITY_MAX));
+  const most = Math.max(1, Math.min(QUANTITY_MAX, offer.per_person ?? QUANTITY_MAX, offer.product.max_per_member ?? QUANTITY_MAX, pieces ?? QUANTITY_MAX));
   const member = isMember.value;
 
   useEffect(() => {
@@ -89,11 +95,14 @@ function BuyForm({ offer }) {
     if (quantity > most) setQuantity(most);
   }, [most]);
 
+  const limits = limitsText(offer);
+  const { parts } = offer.product;
+  const shipBy = offer.ship_by;
   const fresh = quote && quote.quantity === quantity ? quote : null;
   const saves = planSaves(offer) * quantity;
 
   const place = async () => {
-    if (!fresh || busy) return;
+    if (!fresh || !current || busy) return;
     const address = chosenAddress.value;
     setBusy(true);
     setFailed("");
@@ -104,6 +113,12 @@ function BuyForm({ offer }) {
       );
       const order = orderId(placed);
       orderNews.value = { ...orderNews.value, [order]: { ...placed, order, lines: [{ name: offer.product.name }] } };
+      if (placed.state === "paid") {
+        // coupons and points were all of it: there is nothing to pay
+        toast(t("order.toast.paid"), "ok");
+        openSheet("order", { order });
+        return;
+      }
       await pay(order).catch((error) => {
         toast(refusalText(error), "bad"); // placed and held: the payment can be begun from the order
         openSheet("mine", { tab: "orders" });
@@ -111,7 +126,8 @@ function BuyForm({ offer }) {
     } catch (error) {
       setBusy(false);
       setFailed(refusalText(error));
-      if (["price_changed", "quote_expired", "closed", "bad_quote"].includes(error.code)) requote();
+      if (["coupon_used", "not_enough_points"].includes(error.code)) setWish(BEST);
+      if (["price_changed", "quote_expired", "closed", "bad_quote", "coupon_used", "not_enough_points"].includes(error.code)) requote();
     }
   };
 
@@ -133,6 +149,9 @@ function BuyForm({ offer }) {
       onDone=${() => setAdding(false)}
     />`;
   }
+  if (choosing && quote) {
+    return html`<${CouponSheet} quote=${quote} wish=${wish} setWish=${setWish} onBack=${() => choose(false)} />`;
+  }
   const address = (addresses.value ?? []).find((one) => one.id === chosenAddress.value);
   const line = fresh?.lines?.[0];
   const total = fresh ? fresh.total_fen : null;
@@ -143,7 +162,7 @@ function BuyForm({ offer }) {
         <span class="small muted">${t("buy.total")}</span>
         ${total === null ? html`<span class="price muted">${money(priceFor(offer).fen * quantity)}</span>` : html`<${Price} minor=${total} />`}
       </div>
-      <${Busy} busy=${busy} large block=${false} disabled=${member && (!fresh || pieces === 0)} onClick=${submit} data-focus>
+      <${Busy} busy=${busy} large block=${false} disabled=${member && (!current || pieces === 0 || incident.value !== null)} onClick=${submit} data-focus>
         ${!member ? t("buy.sign") : !chosenAddress.value ? t("buy.address.add") : t("buy.place")}
       <//>
     </div>
@@ -158,6 +177,8 @@ function BuyForm({ offer }) {
           <${Prices} offer=${offer} />
         </div>
       </div>
+      ${parts?.length > 0 && html`<p class="small">${partsText(parts)}</p>`}
+      ${shipBy && html`<p class="small row"><${Icon} name="clock" />${t("presale.by", { date: dayText(shipBy) })}</p>`}
       ${offer.closes_at &&
       html`<div class="stack" style=${{ "--gap": "2px" }}>
         <p class="small row"><${Icon} name="clock" />${t("deal.ends")} <${Countdown} until=${offer.closes_at} /></p>
@@ -165,7 +186,7 @@ function BuyForm({ offer }) {
       </div>`}
       <${Saving} meter=${fresh?.plan_saves} guess=${saves} />
       <div class="row row--apart">
-        <span class="field__label" id="quantity-label">${t("buy.quantity")}${offer.per_person ? html` <span class="muted">${t("buy.limit", { n: offer.per_person })}</span>` : ""}</span>
+        <span class="field__label" id="quantity-label">${t("buy.quantity")}${limits ? html` <span class="muted">${limits}</span>` : ""}</span>
         <div class="stepper" role="group" aria-labelledby="quantity-label">
           <button type="button" class="icon-button" disabled=${quantity <= 1} onClick=${() => setQuantity(quantity - 1)} aria-label=${t("buy.less")}><${Icon} name="minus" /></button>
           <output class="stepper__value" aria-live="polite">${quantity}</output>
@@ -173,15 +194,11 @@ function BuyForm({ offer }) {
         </div>
       </div>
       ${member && html`<${AddressChoice} address=${address} onAdd=${() => setAdding(true)} />`}
+      <${Discounts} quote=${fresh} wish=${wish} setWish=${setWish} choose=${() => choose(true)} />
       ${fresh &&
       html`<section class="bill">
-        <dl class="pairs">
-          <dt>${t("buy.unit")}</dt><dd>${money(line?.unit_fen ?? 0)} × ${quantity}</dd>
-          <dt>${t("buy.goods")}</dt><dd>${money(fresh.goods_fen)}</dd>
-          <dt>${t("buy.freight")}</dt><dd>${fresh.freight_fen ? money(fresh.freight_fen) : t("buy.freight.free")}</dd>
-        </dl>
-        <button type="button" class="link-button small" aria-expanded=${why} onClick=${() => setWhy(!why)}>${t("buy.why")}</button>
-        ${why && html`<${Why} line=${line} />`}
+        <${Sums} of=${fresh} lines=${fresh.lines} promised=${promisedOf(fresh)} />
+        <${AskWhy} line=${line} />
       </section>`}
       ${offer.product.gift_text && html`<p class="small row"><${Icon} name="gift" />${t("deal.gift", { gift: offer.product.gift_text })}</p>`}
       <p class="tiny muted">${t("buy.hold")}</p>
@@ -189,41 +206,23 @@ function BuyForm({ offer }) {
   <//>`;
 }
 
+/** By when it is there, as the quote says: a date or a range of two. */
+function promisedOf(quote) {
+  const [from, to] = [quote.promised_from, quote.promised_until].map((one) => one && dayText(one));
+  return from && to && from !== to ? t("buy.promised.range", { from, to }) : to || from || null;
+}
+
 /** What a plan would save on this order: the parts apart, and their sum against the plan's fee. */
 function Saving({ meter, guess }) {
   const sum = meter?.total_fen ?? guess;
   if (!(sum > 0) || isPlan.value) return null;
-  const parts = meter
-    ? [
-        ["buy.saves.goods", meter.goods_fen],
-        ["buy.saves.freight", meter.freight_fen],
-        ["buy.saves.gift", meter.gift_fen],
-      ].filter(([, fen]) => fen > 0)
-    : [];
   return html`<button type="button" class="saving" onClick=${() => openSheet("join")}>
     <span class="grow">
       ${t("buy.saves", { sum: money(sum) })}
-      ${parts.length > 1 && html`<span class="tiny saving__parts num">${parts.map(([key, fen]) => t(key, { sum: money(fen) })).join(" · ")}</span>`}
-      ${meter?.fee_fen &&
-      html`<span class="bar saving__bar" style=${{ "--part": Math.min(1, sum / meter.fee_fen) }} aria-hidden="true"><i class="bar__fill"></i></span>
-        <span class="tiny num">${t("buy.saves.fee", { sum: money(sum), fee: money(meter.fee_fen), name: meter.plan_name })}</span>`}
+      ${meter && html`<${Meter} saves=${meter} />`}
     </span>
     <strong>${t("buy.join")}</strong>
   </button>`;
-}
-
-/** Every candidate that was looked at, and which one won. */
-function Why({ line }) {
-  const candidates = [...(line?.candidates ?? [])].sort((a, b) => a.unit_fen - b.unit_fen);
-  const winner = line?.winner;
-  return html`<ul class="why">
-      ${candidates.map(
-        (one) => html`<li key=${one.kind} class=${one.kind === winner ? "why__won" : ""}>
-          <span>${t(`candidate.${one.kind}`)}</span><span class="num">${money(one.unit_fen)}</span>${one.kind === winner && html`<span class="badge badge--ok">${t("buy.lowest")}</span>`}
-        </li>`,
-      )}
-    </ul>
-    <p class="tiny muted">${t("buy.why.rule")}</p>`;
 }
 
 function AddressChoice({ address, onAdd }) {

@@ -6,26 +6,25 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { newKey } from "../socket.js";
 import { ask, connection } from "./actions.js";
 import { post } from "./api.js";
+import { BenefitCard } from "./benefits.js";
 import { Grain, Icon, classes, html, lessMotion } from "./dom.js";
-import { Price, duration, left, money } from "./format.js";
+import { Price, dayText, duration, left, money } from "./format.js";
 import { openSheet } from "./sheet.js";
 import {
   benefits,
   boot,
   clock,
+  incident,
   isPlan,
   offers,
   piecesLeft,
   planSaves,
   poll,
   priceFor,
-  seatCounts,
-  seats,
   tick,
   toast,
   unpaid,
   votes,
-  won,
   you,
 } from "./state.js";
 import { refusalText, t } from "./words.js";
@@ -49,14 +48,15 @@ export function Picture({ product, big = false }) {
   </span>`;
 }
 
-/** 非会员价 and 会员价 side by side: two current prices, so neither is struck through. */
+/** 非会员价 and 会员价 side by side: two current prices, so neither is struck through. Only a time-limited cut has
+    one beside it: the lowest price at which it was sold in the week before. */
 export function Prices({ offer, terse = false }) {
   const mine = priceFor(offer).kind;
   const side = (kind, fen, label) => html`<div
     class=${classes("price-pair__side", `price-pair__side--${kind}`, mine === kind && kind !== "list" && "price-pair__side--yours")}
   >
     <span class="price-pair__label">${label}${mine === kind && kind !== "list" ? html`<span class=${terse ? "visually-hidden" : ""}> · ${t("price.yours")}</span>` : ""}</span>
-    <${Price} minor=${fen} />
+    <span class="price-pair__sum"><${Price} minor=${fen} />${kind === "flash" && offer.was_fen > fen && html`<s class="price-was num"><span class="visually-hidden">${t("price.was")} </span>${money(offer.was_fen)}</s>`}</span>
   </div>`;
   const flash = offer.flash_fen != null && piecesLeft(offer) !== 0;
   return html`<div class="price-pair">
@@ -64,6 +64,21 @@ export function Prices({ offer, terse = false }) {
     ${side("list", offer.list_fen, t(offer.member_fen == null ? "price.list" : "price.guest"))}
     ${offer.member_fen != null && side("member", offer.member_fen, t("price.member"))}
   </div>`;
+}
+
+/** What a bundle is made of, on one line. */
+export const partsText = (parts) => t("bundle.parts", { parts: parts.map((one) => `${one.name} × ${one.quantity}`).join(" · ") });
+
+/** How many one may have, in words: of the offer, of the product, of a household. */
+export function limitsText(offer) {
+  const { max_per_member: each, max_per_household: home, limit_days: days } = offer.product;
+  return [
+    offer.per_person && t("buy.limit", { n: offer.per_person }),
+    each && t("limit.member", { n: each, days: days ?? 30 }),
+    home && t("limit.household", { n: home, days: days ?? 30 }),
+  ]
+    .filter(Boolean)
+    .join(" · ");
 }
 
 export function viewProduct(offer) {
@@ -87,6 +102,9 @@ function OfferCard({ offer }) {
   const heldOnly = out && offer.status !== "sold_out" && (offer.counts?.held ?? 0) > 0;
   const over = offer.closes_at && offer.closes_at <= tick.value;
   const saves = planSaves(offer);
+  const stopped = offer.status === "paused" || incident.value !== null;
+  const { parts } = offer.product;
+  const shipBy = offer.ship_by;
   return html`<article class=${classes("deal deal--offer", flash && "deal--flash")} aria-label=${offer.product.name}>
     <${Picture} product=${offer.product} />
       <div class="deal__head">
@@ -100,127 +118,17 @@ function OfferCard({ offer }) {
         ${saves > 0
           ? html`<span class="deal__saves">${t("deal.saves", { sum: money(saves) })}</span>`
           : offer.product.gift_text && html`<span class="clip">${t("deal.gift", { gift: offer.product.gift_text })}</span>`}
+        ${parts?.length > 0 && html`<span class="clip">${partsText(parts)}</span>`}
+        ${shipBy && html`<span>${t("presale.by", { date: dayText(shipBy) })}</span>`}
       </p>
     <button
       type="button"
       class=${classes("button deal__go", flash || !isPlan.value ? "button--primary" : "button--member")}
-      disabled=${over || offer.status === "paused" || (out && pieces !== null && !heldOnly && offer.status === "sold_out")}
+      disabled=${over || stopped || (out && pieces !== null && !heldOnly && offer.status === "sold_out")}
       onClick=${() => buy(offer)}
     >
-      ${offer.status === "paused" ? t("deal.paused") : over ? t("deal.over") : out ? (heldOnly ? t("deal.held") : t("deal.out")) : flash ? t("deal.grab") : t("deal.buy")}
+      ${stopped ? t("deal.paused") : over ? t("deal.over") : out ? (heldOnly ? t("deal.held") : t("deal.out")) : flash ? t("deal.grab") : t("deal.buy")}
     </button>
-  </article>`;
-}
-
-// — first N —
-
-export function Seats({ benefit, slim = false }) {
-  const { got, paying, left: free } = seatCounts(benefit);
-  const part = (number) => (benefit.quota ? Math.min(1, number / benefit.quota) : 0);
-  const said = t("seats.said", { got, paying, left: free, quota: benefit.quota });
-  return html`<div class="seats" role="img" aria-label=${said}>
-    <div class="grains" style=${{ "--got": part(got), "--held": part(got + paying) }}></div>
-    <p class=${classes("grains-key", slim && "grains-key--slim")}>
-      <span class="grains-key__got">${t("seats.got", { n: got })}</span>
-      ${(benefit.needs === "join" || paying > 0) && html`<span class="grains-key__held">${t("seats.paying", { n: paying })}</span>`}
-      <span class="grains-key__left">${t("seats.left", { n: free })}</span>
-    </p>
-  </div>`;
-}
-
-/** What one gets, with its stated value unless the text already says it. */
-export function whatFor(benefit) {
-  const text = benefit.text || t(`what.${benefit.what}`);
-  if (!benefit.value_fen || text.includes(String(benefit.value_fen / 100))) return text;
-  return t("seats.worth", { what: text, sum: money(benefit.value_fen) });
-}
-
-const claiming = signal({}); // benefit -> true while its answer is awaited
-const claimKeys = new Map();
-
-function setClaiming(id, busy) {
-  claiming.value = { ...claiming.value, [id]: busy };
-}
-
-export function claim(benefit) {
-  ask("claim", { title: benefit.title }, async () => {
-    if (claiming.value[benefit.id]) return;
-    setClaiming(benefit.id, true);
-    if (!claimKeys.has(benefit.id)) claimKeys.set(benefit.id, newKey());
-    try {
-      const answer = await connection().send("benefit.claim", { benefit: benefit.id }, { key: claimKeys.get(benefit.id) });
-      won.value = { ...won.value, [benefit.id]: { rank: answer.rank, of: answer.of ?? benefit.quota } };
-      toast(t("seats.won", { rank: answer.rank }), "ok");
-    } catch (error) {
-      if (error.code === "already_claimed" && error.details.rank) {
-        won.value = { ...won.value, [benefit.id]: { rank: error.details.rank, of: benefit.quota } };
-      } else toast(refusalText(error), error.code === "sold_out" || error.code === "reserved_out" ? "" : "bad");
-    } finally {
-      claimKeys.delete(benefit.id);
-      setClaiming(benefit.id, false);
-    }
-  });
-}
-
-export function queue(benefit) {
-  ask("claim", { title: benefit.title }, async () => {
-    setClaiming(benefit.id, true);
-    try {
-      const answer = await connection().send("benefit.queue", { benefit: benefit.id }, { key: newKey() });
-      const held = answer.status === "held" && answer.until;
-      seats.value = { ...seats.value, [benefit.id]: held ? { until: answer.until } : { queued: true, ahead: answer.ahead ?? 0 } };
-      toast(t(held ? "seats.held" : "seats.queued"), "ok");
-    } catch (error) {
-      toast(refusalText(error), "bad");
-    } finally {
-      setClaiming(benefit.id, false);
-    }
-  });
-}
-
-function BenefitCard({ benefit }) {
-  const { paying, left: free } = seatCounts(benefit);
-  const mine = won.value[benefit.id];
-  const seat = seats.value[benefit.id];
-  const busy = claiming.value[benefit.id];
-  const join = benefit.needs === "join";
-  let action;
-  if (mine) {
-    action = html`<span class="won"><${Grain} size="16" />${t("seats.rank", { rank: mine.rank })}</span>`;
-  } else if (seat?.until > tick.value) {
-    action = html`<button type="button" class="button button--member deal__go" onClick=${() => openSheet("join", { benefit: benefit.id })}>
-      ${t("seats.pay")} <${Countdown} until=${seat.until} />
-    </button>`;
-  } else if (benefit.status === "paused") {
-    action = html`<span class="badge badge--warn">${t("seats.paused")}</span>`;
-  } else if (free > 0) {
-    const go = () => (join ? openSheet("join", { benefit: benefit.id }) : claim(benefit));
-    const owner = join && isPlan.value && !you.value.plan?.trial;
-    action = owner
-      ? html`<span class="badge badge--plan">${t("seats.owner")}</span>`
-      : html`<button type="button" class="button button--member deal__go" aria-busy=${busy ? "true" : null} onClick=${go}>
-          ${join ? t("seats.join") : t("seats.claim")}
-        </button>`;
-  } else if (paying > 0) {
-    action = seat?.queued
-      ? html`<span class="badge badge--warn">${t("seats.inline", { n: seat.ahead })}</span>`
-      : html`<button type="button" class="button deal__go" aria-busy=${busy ? "true" : null} onClick=${() => queue(benefit)}>${t("seats.queue")}</button>`;
-  } else {
-    action = html`<span class="badge">${t("seats.gone")}</span>`;
-  }
-  return html`<article class="deal deal--benefit" aria-label=${benefit.title}>
-    <div class="deal__body">
-      <div class="deal__head">
-        <h3 class="deal__name clip"><${Icon} name="gift" />${benefit.title}</h3>
-        ${benefit.closes_at && html`<${Countdown} until=${benefit.closes_at} label=${t("deal.ends")} />`}
-      </div>
-      <p class="deal__note clip">
-        ${whatFor(benefit)}
-        ${benefit.status === "paused" && benefit.reason ? ` · ${benefit.reason}` : ""}
-      </p>
-      <${Seats} benefit=${benefit} slim />
-    </div>
-    ${action}
   </article>`;
 }
 

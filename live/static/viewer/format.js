@@ -23,6 +23,7 @@ const short = new Intl.DateTimeFormat(LOCALE, {
   minute: "2-digit",
   hour12: false,
 });
+const calendarDay = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long", day: "numeric", weekday: "short" });
 const dateOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: ZONE, year: "numeric", month: "numeric", day: "numeric" });
 
 /** 10900 → "¥109", 10950 → "¥109.50". */
@@ -72,6 +73,8 @@ export function duration(ms) {
   return `PT${Math.max(0, Math.ceil(ms / 1000))}S`;
 }
 
+/** "11月22日周日" → "11月22日 周日". */
+const spaced = (text) => text.replace(/(?<=日)周/, " 周");
 const moment = (value) => new Date(typeof value === "number" ? value : Date.parse(value));
 /** +8613800000000 → 138 0000 0000; other countries' numbers as they are. */
 export function phone(number) {
@@ -79,7 +82,9 @@ export function phone(number) {
   return local ? local.slice(1).join(" ") : number;
 }
 
-export const dayAndTime = (value) => `${day.format(moment(value))} ${clockTime.format(moment(value))}`;
+export const dayAndTime = (value) => `${spaced(day.format(moment(value)))} ${clockTime.format(moment(value))}`;
 export const shortTime = (value) => short.format(moment(value));
 export const dateText = (value) => dateOnly.format(moment(value));
+/** A day of the calendar, "2026-11-25", which is no moment and has no zone. */
+export const dayText = (day) => spaced(calendarDay.format(Date.parse(`${String(day).slice(0, 10)}T00:00:00Z`)));
 export const toMs = (value) => (value === null || value === undefined ? null : moment(value).getTime());

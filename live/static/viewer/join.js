@@ -5,7 +5,8 @@ import { useEffect, useState } from "preact/hooks";
 
 import { ask } from "./actions.js";
 import { get, once, post } from "./api.js";
-import { Countdown, Seats, whatFor } from "./deck.js";
+import { Seats, whatFor } from "./benefits.js";
+import { Countdown } from "./deck.js";
 import { Grain, Icon, html } from "./dom.js";
 import { Price, dateText, money, toMs } from "./format.js";
 import { Busy, Notice, Sheet, closeSheet } from "./sheet.js";
@@ -22,6 +23,19 @@ export async function readPlans() {
   const answer = await get("/v1/plans");
   plans.value = answer.items.filter((plan) => plan.on_sale !== false);
   return plans.value;
+}
+
+const refundRule = signal(null); // {whole_days, later}, as the server has it
+
+async function readRefundRule() {
+  refundRule.value ??= await get("/v1/refund-rule").catch(() => null); // the plain terms stand without it
+}
+
+/** What giving it back will cost, said before one pays. */
+function refundTerms() {
+  const rule = refundRule.value;
+  if (!rule) return t("join.terms");
+  return t(rule.later === "pro_rata" ? "join.terms.pro_rata" : "join.terms.end", { n: rule.whole_days });
 }
 
 function period(plan) {
@@ -64,6 +78,7 @@ export function JoinSheet() {
 
   useEffect(() => {
     readPlans().catch((refusal) => setError(refusalText(refusal)));
+    readRefundRule();
   }, []);
 
   const list = plans.value ?? [];
@@ -151,7 +166,7 @@ export function JoinSheet() {
         <${Seats} benefit=${benefit} />
         <p class="tiny muted">${counts.left > 0 ? t("join.seat.rule") : counts.paying > 0 ? t("join.seat.waiting") : t("join.seat.gone")}</p>
       </section>`}
-      <p class="tiny muted">${t("join.terms")}</p>
+      <p class="tiny muted">${refundTerms()}</p>
     </div>
   <//>`;
 }

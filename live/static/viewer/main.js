@@ -7,14 +7,18 @@ import { ShowSocket } from "../socket.js";
 import { carryOn, setConnection } from "./actions.js";
 import { get, useBearer } from "./api.js";
 import { BuySheet } from "./buy.js";
+import { CaseSheet, readCases } from "./cases.js";
 import { Deck } from "./deck.js";
 import { Grain, Icon, classes, desk, html } from "./dom.js";
-import { count, toMs } from "./format.js";
+import { count, shortTime, toMs } from "./format.js";
 import { Hearts } from "./hearts.js";
 import { JoinSheet, afterTrial } from "./join.js";
 import { MineSheet, openMine, readMine } from "./mine.js";
+import { LeaveSheet } from "./leave.js";
+import { OrderSheet } from "./orders.js";
 import { Door, Ended, Own, Shut, Waiting } from "./places.js";
 import { Player, shape } from "./player.js";
+import { CheckPage, ReceiptSheet } from "./receipt.js";
 import { Toasts, openSheet } from "./sheet.js";
 import { ShelfSheet } from "./shelf.js";
 import { SignInSheet } from "./sign_in.js";
@@ -29,6 +33,7 @@ import {
   card,
   clock,
   degraded,
+  incident,
   isMember,
   isPlan,
   known,
@@ -104,6 +109,8 @@ function bump(event) {
   if (sheet.value?.name === "buy" && sheet.value.offer === event.offer) toast(t(event.type === "offer.sold_out" ? "refused.sold_out" : "refused.closed"));
 }
 
+let turns = 0; // an order can be told of twice in the same state
+
 function personal(message) {
   switch (message.type) {
     case "you": {
@@ -140,15 +147,25 @@ function personal(message) {
       break;
     case "order.changed": {
       const old = orderNews.value[message.order]?.state;
-      orderNews.value = { ...orderNews.value, [message.order]: { ...orderNews.value[message.order], ...message } };
+      orderNews.value = { ...orderNews.value, [message.order]: { ...orderNews.value[message.order], ...message, turn: (turns += 1) } };
       if (message.state === "paid" && old !== "paid" && message.kind !== "plan") toast(t("order.toast.paid"), "ok");
       else if (message.state === "expired") toast(t("order.toast.expired"));
+      else if (message.state === "fulfilled" && old !== "fulfilled") toast(t("order.toast.sent"), "ok");
+      else if (message.state === "refunded" && old !== "refunded") toast(t("order.refund.done"), "ok");
       break;
     }
+    case "case.changed":
+      readCases();
+      toast(t("case.toast"), message.state === "settled" ? "ok" : "");
+      break;
     case "points.changed":
       if (message.amount > 0) toast(t("points.got", { n: message.amount }), "ok");
       break;
     case "notice":
+      if (message.order && message.hold_until) {
+        orderNews.value = { ...orderNews.value, [message.order]: { ...orderNews.value[message.order], order: message.order, hold_until: toMs(message.hold_until) } };
+        message = { ...message, time: shortTime(message.hold_until) };
+      }
       toast(t(`notice.${message.code}`) === `notice.${message.code}` ? message.text : t(`notice.${message.code}`, message));
       break;
     default: // a newer server may say more than this page knows
@@ -237,6 +254,15 @@ function LogBanner() {
   return html`<p class="link-banner link-banner--calm" role="status"><span class="link-banner__grain" aria-hidden="true"></span>${t("log.down")}</p>`;
 }
 
+/** Money stands still: why, and that nothing one has is lost. */
+function IncidentBanner() {
+  if (!incident.value) return null;
+  return html`<div class="incident" role="alert">
+    <${Icon} name="warn" />
+    <p><strong>${t("incident.title", { reason: incident.value.reason })}</strong><br />${t("incident.safe")}</p>
+  </div>`;
+}
+
 function Announcement() {
   if (!announcement.value) return null;
   return html`<p class="announcement" role="status"><${Icon} name="horn" /><span>${announcement.value}</span></p>`;
@@ -263,6 +289,7 @@ function Stage() {
       <div class="stage__notes">
         <${LinkBanner} />
         <${LogBanner} />
+        <${IncidentBanner} />
         <${Announcement} />
         <${Ticker} />
       </div>
@@ -291,9 +318,10 @@ function followKeyboard() {
   };
 }
 
-const SHEETS = { "sign-in": SignInSheet, join: JoinSheet, buy: BuySheet, shelf: ShelfSheet, mine: MineSheet };
+const SHEETS = { "sign-in": SignInSheet, join: JoinSheet, buy: BuySheet, shelf: ShelfSheet, mine: MineSheet, order: OrderSheet, case: CaseSheet, receipt: ReceiptSheet, leave: LeaveSheet };
 
 function Place() {
+  if (location.pathname === "/receipt") return html`<${CheckPage} />`;
   if (!boot.show) return html`<${Own} />`;
   if (status.value === "ended") return html`<${Ended} />`;
   if (refusedAt.value === "members_only") return html`<${Door} />`;
@@ -317,7 +345,7 @@ function Page() {
   }, [isPlan.value, afterTrial.value]);
   return html`<main id="main" class="page" data-behind-sheet>
       ${boot.preview && html`<p class="preview-mark">${t(`preview.${boot.preview.as}`)}</p>`}
-      ${place === "place" && refusedAt.value === null && status.value !== "ended" && html`<div class="place__notes"><${LinkBanner} /><${LogBanner} /><${Announcement} /></div>`}
+      ${place === "place" && refusedAt.value === null && status.value !== "ended" && html`<div class="place__notes"><${LinkBanner} /><${LogBanner} /><${IncidentBanner} /><${Announcement} /></div>`}
       <${Place} />
     </main>
     ${Open && html`<${Open} key=${sheet.value.name} />`}
@@ -326,6 +354,7 @@ function Page() {
 
 /** The page of one's own: no show, no socket. */
 async function own() {
+  if (location.pathname === "/receipt") return; // anybody's page: it asks nobody who they are
   try {
     const me = await get("/v1/me");
     applyYou({ ...you.value, ...me, id: you.value.id });

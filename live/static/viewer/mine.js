@@ -3,17 +3,17 @@
 import { useEffect, useId, useState } from "preact/hooks";
 
 import { ask } from "./actions.js";
-import { call, get, once, post } from "./api.js";
-import { Countdown } from "./deck.js";
+import { call, get } from "./api.js";
+import { Meter } from "./bill.js";
+import { Cases } from "./cases.js";
 import { Grain, Icon, html } from "./dom.js";
 import { dateText, money, shortTime } from "./format.js";
-import { pay } from "./join.js";
+import { OrderRow } from "./orders.js";
 import { Busy, Field, Notice, Sheet, openSheet } from "./sheet.js";
-import { applyYou, boot, isMember, missed, orderNews, sheet, tick, toast, won, you } from "./state.js";
+import { applyYou, boot, isMember, orderNews, sheet, toast, won, you } from "./state.js";
 import { signOut } from "./sign_in.js";
 import { lang, refusalText, t } from "./words.js";
 
-const keys = new Map();
 const TABS = ["orders", "benefits", "me"];
 
 /** Read a list part by part; read again when `again` changes. */
@@ -42,82 +42,14 @@ function Waiting({ error }) {
   return html`<div class="stack">${[0, 1, 2].map((i) => html`<div key=${i} class="skeleton" style=${{ height: "84px" }}></div>`)}</div>`;
 }
 
-const BADGES = { placed: "warn", held: "warn", paid: "ok", cancelled: "", expired: "", refunded: "info", returning: "info" };
-
-function Order({ order, onChanged }) {
-  const [busy, setBusy] = useState("");
-  const news = orderNews.value[order.id];
-  const state = news?.state ?? order.state;
-  const until = order.hold_until;
-  const refundUntil = order.kind === "plan" && state === "paid" ? (order.refund_until ?? missed.value?.refund_until ?? 0) : 0;
-  const open = state === "placed" && until > tick.value;
-  const lapsed = state === "placed" && !open;
-  const act = (name, work) => async () => {
-    setBusy(name);
-    try {
-      await work();
-    } catch (error) {
-      toast(refusalText(error), "bad");
-      onChanged();
-    } finally {
-      setBusy("");
-    }
-  };
-  const shown = lapsed ? "expired" : state;
-  const lines = order.lines ?? [];
-  return html`<li class="order card card--flat">
-    <div class="row row--apart">
-      <span class="small muted num">${order.placed_at ? shortTime(order.placed_at) : ""}</span>
-      <span class=${`badge ${BADGES[shown] ? `badge--${BADGES[shown]}` : ""}`}>${t(`order.${shown}`)}</span>
-    </div>
-    <ul class="order__lines">
-      ${lines.length
-        ? lines.map(
-            (line, i) => html`<li key=${i} class="row row--apart"><span class="grow">${line.name} <span class="muted num">× ${line.quantity}</span></span><span class="num">${line.kind === "gift" ? t("order.gift") : money(line.line_fen)}</span></li>`,
-          )
-        : html`<li class="row row--apart"><span>${order.plan_name ?? t(`order.kind.${order.kind}`)}</span></li>`}
-    </ul>
-    <div class="row row--apart">
-      <strong class="num">${t("order.total", { sum: money(order.total_fen) })}</strong>
-      ${open &&
-      html`<span class="row">
-        <button type="button" class="button button--small button--quiet" onClick=${act("cancel", async () => {
-          await post(`/v1/me/orders/${encodeURIComponent(order.id)}/cancel`);
-          onChanged();
-        })}>${t("order.cancel")}</button>
-        <${Busy} busy=${busy === "pay"} block=${false} onClick=${act("pay", () => pay(order.id))}>${t("order.pay")} <${Countdown} until=${until} /><//>
-      </span>`}
-    </div>
-    ${refundUntil > tick.value &&
-    html`<div class="row row--apart">
-      <span class="small">${t("order.refund.why")}</span>
-      <${Busy} busy=${busy === "refund"} block=${false} kind="danger" onClick=${act("refund", async () => {
-        await once(keys, ["refund", order.id], (key) => post(`/v1/me/orders/${encodeURIComponent(order.id)}/refund`, {}, { key }));
-        onChanged();
-      })}>${t("order.refund")}<//>
-    </div>`}
-    ${order.returning_fen > 0 && html`<p class="small">${t("order.returning", { sum: money(order.returning_fen) })}</p>`}
-  </li>`;
-}
-
 function Orders() {
-  const changed = Object.keys(orderNews.value).length + Object.values(orderNews.value).reduce((sum, one) => sum + one.state.length, 0);
+  const changed = Object.keys(orderNews.value).length + Object.values(orderNews.value).reduce((sum, one) => sum + (one.state?.length ?? 0) + (one.turn ?? 0), 0);
   const { list, error, more, read } = useList("/v1/me/orders", changed);
   if (list === null) return html`<${Waiting} error=${error} />`;
   if (!list.length) return html`<p class="empty">${t("orders.none")}</p>`;
-  return html`<ul class="stack">${list.map((order) => html`<${Order} key=${order.id} order=${order} onChanged=${read} />`)}</ul>
-    ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}`;
-}
-
-/** The signed receipt: its text can be selected where there is no clipboard (plain http). */
-function Receipt({ text }) {
-  const copy = () => navigator.clipboard.writeText(text).then(() => toast(t("receipt.copied"), "ok"), () => {});
-  return html`<details class="small">
-    <summary>${t("receipt")}</summary>
-    <p class="num" style=${{ overflowWrap: "anywhere", userSelect: "all" }}>${text}</p>
-    ${navigator.clipboard && html`<button type="button" class="button button--small" onClick=${copy}>${t("receipt.copy")}</button>`}
-    <p class="muted">${t("receipt.how")}</p>
-  </details>`;
+  return html`<ul class="stack">${list.map((order) => html`<${OrderRow} key=${order.id} order=${order} changed=${read} />`)}</ul>
+    ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}
+    <${Cases} />`;
 }
 
 export function Won({ benefit }) {
@@ -127,18 +59,67 @@ export function Won({ benefit }) {
     <span class="grow">
       <strong>${benefit.title}</strong><br />
       <span class="small muted">${[t("benefit.rank", { rank: benefit.rank, of: benefit.of }), benefit.value_fen ? t("benefit.worth", { sum: money(benefit.value_fen) }) : ""].filter(Boolean).join(" · ")}</span>
-      ${benefit.receipt && html`<${Receipt} text=${benefit.receipt} />`}
+      ${benefit.receipt && html`<br /><button type="button" class="link-button small" onClick=${() => openSheet("receipt", { benefit })}>${t("receipt.see")}</button>`}
     </span>
     <span class=${`badge ${state === "confirmed" ? "badge--ok" : "badge--warn"}`}>${t(`benefit.${state}`)}</span>
   </li>`;
 }
 
+const COUPONS_SHOWN = new Set(["free", "held"]);
+
+/** What a coupon takes off, from which sum. */
+function couponText(one) {
+  const from = one.threshold_fen ? t("coupon.from", { sum: money(one.threshold_fen) }) : t("coupon.any");
+  const most = one.max_off_fen ?? (one.kind === "freight" ? one.off_fen : null);
+  const off =
+    one.kind === "percent"
+      ? t("coupon.percent", { fold: one.percent / 10, percent: 100 - one.percent })
+      : one.kind === "freight"
+        ? t("coupon.freight")
+        : t("coupon.amount", { sum: money(one.off_fen) });
+  return [from, off, most ? t("coupon.most", { sum: money(most) }) : ""].filter(Boolean).join(" ");
+}
+
+function Coupons() {
+  const { list, more } = useList("/v1/me/coupons");
+  const shown = (list ?? []).filter((one) => COUPONS_SHOWN.has(one.state));
+  if (!shown.length) return null;
+  return html`<section class="stack mine__cases">
+    <h3>${t("coupon.mine")}</h3>
+    <ul class="stack" style=${{ "--gap": "8px" }}>
+      ${shown.map(
+        (one) => html`<li key=${one.id} class="option coupon coupon--own">
+          <span class="grow"><strong>${one.title}</strong><span class="small discount__more">${couponText(one)}</span>
+            ${one.expires_at && html`<span class="tiny muted discount__more num">${t("coupon.until", { time: shortTime(one.expires_at) })}</span>`}</span>
+          ${one.state === "held" && html`<span class="badge badge--warn">${t("coupon.held")}</span>`}
+        </li>`,
+      )}
+    </ul>
+    ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}
+  </section>`;
+}
+
 function Benefits() {
   const { list, error, more } = useList("/v1/me/benefits");
   if (list === null) return html`<${Waiting} error=${error} />`;
-  if (!list.length) return html`<p class="empty">${t("benefits.none")}</p>`;
+  if (!list.length) return html`<p class="empty">${t("benefits.none")}</p><${Coupons} />`;
   return html`<ul class="stack">${list.map((one, i) => html`<${Won} key=${one.id ?? one.benefit ?? i} benefit=${one} />`)}</ul>
+    <${Coupons} />
     ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}`;
+}
+
+/** What the plan has saved since it began, part by part, against its fee. */
+function Savings() {
+  const [savings, setSavings] = useState(null);
+  useEffect(() => {
+    get("/v1/me/savings").then((answer) => setSavings(answer.savings), () => {}); // the plan's card stands without it
+  }, [you.value.plan?.name]);
+  if (!savings) return null;
+  return html`<div class="saved">
+    <h3 class="small">${t("savings.title", { sum: money(savings.total_fen) })}</h3>
+    <${Meter} saves=${{ ...savings, goods_fen: savings.price_fen }} />
+    ${savings.kind === "paid" && html`<p class="tiny">${savings.left_fen > 0 ? t("savings.left", { sum: money(savings.left_fen) }) : t("savings.back")}</p>`}
+  </div>`;
 }
 
 function Me() {
@@ -179,7 +160,9 @@ function Me() {
         </div>
         <button type="button" class="button button--member" onClick=${() => openSheet("join")}>${plan && !plan.trial ? t("me.renew") : t("me.join")}</button>
       </div>
+      ${plan && !plan.trial && html`<button type="button" class="link-button small plan-card__leave" onClick=${() => openSheet("leave")}>${t("leave.open")}</button>`}
     </section>
+    ${plan && html`<${Savings} />`}
     <form class="stack" onSubmit=${save}>
       <${Field} id=${`${id}-name`} label=${t("me.nickname")} hint=${t("me.nickname.hint")} error=${error}>
         <div class="row">

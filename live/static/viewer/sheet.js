@@ -92,8 +92,8 @@ export function Field({ label, hint, error, id, children }) {
   </div>`;
 }
 
-export function Busy({ busy, kind = "primary", children, block = true, large = false, ...rest }) {
-  const names = ["button", kind && `button--${kind}`, block && "button--block", large && "button--large"];
+export function Busy({ busy, kind = "primary", children, block = true, large = false, class: more, ...rest }) {
+  const names = ["button", kind && `button--${kind}`, block && "button--block", large && "button--large", more];
   return html`<button type="button" class=${names.filter(Boolean).join(" ")} aria-busy=${busy ? "true" : null} ...${rest}>
     ${children}
   </button>`;

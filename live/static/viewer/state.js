@@ -44,6 +44,7 @@ export const benefits = signal([]);
 export const poll = signal(null);
 export const degraded = signal(null); // null | "reactions" | "comments" | "presence": each with the ones before it
 export const logDown = signal(false); // the server cannot read the show's log: little that is new comes
+export const incident = signal(null); // null | {reason, since}: money stands still, by one act of the staff
 export const sampling = signal(null); // null | {shown_per_s, posted_per_s}: not every comment is shown
 
 export const seats = signal({}); // benefit -> {until} | {queued}
@@ -96,6 +97,7 @@ function single(key, data) {
   else if (key === "reactions") reactions.value = { ...reactions.value, ...(data?.counts ?? {}) };
   else if (key === "degraded") degraded.value = data?.step ?? null;
   else if (key === "log") logDown.value = data?.up === false;
+  else if (key === "incident") incident.value = data?.reason ? data : null;
   else if (key === "sampling") sampling.value = data ?? null;
 }
 

@@ -17,7 +17,10 @@ export function t(key, values = {}) {
 export function refusalText(error) {
   const seconds = error?.retry_ms ? Math.ceil(error.retry_ms / 1000) : 0;
   const key = `refused.${error?.code ?? "unknown"}`;
+  const unmet = `${key}.${error?.details?.condition}`;
+  if (spare[unmet]) return t(unmet, { n: Math.max(1, Math.ceil(seconds / 60)) });
   if (seconds && (table[`${key}.wait`] ?? spare[`${key}.wait`])) return t(`${key}.wait`, { seconds, n: seconds });
+  if (error?.details?.reason && (table[`${key}.why`] ?? spare[`${key}.why`])) return t(`${key}.why`, { reason: error.details.reason });
   if (table[key] ?? spare[key]) return t(key, { rank: error?.details?.rank });
   return error?.message || t("refused.unknown");
 }
