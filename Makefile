@@ -18,7 +18,8 @@ help:
 	@echo "make test-floor   the tests on Debian's PostgreSQL 15 and Redis 7.0"
 	@echo "make test-cluster the tests with Redis as a Cluster of three nodes"
 	@echo "make load         locust against a server of its own; writes an HTML report"
-	@echo "make soak         the same for half an hour, scenarios, an outage, fuzz, the claim storm, 300 rounds with kills"
+	@echo "make soak         the same for half an hour, the heavy tests, an evening, an outage, a million fuzzed frames,"
+	@echo "                  20,000 claims, 300 rounds of kill -9, 10,000 walks through the shop: about two hours"
 	@echo "make bench        our server and its peers at the same fan-out; writes a table and plots"
 	@echo "make screenshots  pictures of the pages into docs/"
 	@echo "make docs         write the pages made from code"
@@ -52,6 +53,7 @@ load: $(STAMP) $(VENV)/load
 
 soak: $(STAMP) $(VENV)/load
 	$(RUN)/python -m loadtests --minutes 30 $(ARGS)
+	$(RUN)/python -m pytest -m heavy
 	$(RUN)/python -m loadtests.evening --small all
 	$(RUN)/python -m loadtests.outage --viewers 200 --frozen-s 15
 	$(RUN)/python -m loadtests.fuzz --frames 1000000

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from commerce.messages import CaseChanged
-from commerce.order_book import PAID, LockedOrder, NoSuchOrder
+from commerce.order_book import PAID, LockedOrder, NoSuchOrder, owns
 from commerce.orders import NotPaid, Orders
 from commerce.parcels import Parcel, parcel_of_row
 from commerce.refund_lines import AlreadyRefunded, RefundLine, read_lines
@@ -353,7 +353,7 @@ class AfterSales:
     async def get(self, conn: Connection, actor: Actor, case: str) -> Case:
         """One case. Raises NoSuchCase (also for somebody else's)."""
         found = await self._one(conn, case)
-        if not _may_see(actor, found.member):
+        if not owns(actor, found.member, "member.read"):
             raise NoSuchCase
         return found
 
@@ -370,7 +370,7 @@ class AfterSales:
                     [photo, case],
                 )
             ).fetchone()
-        if row is None or not _may_see(actor, MemberId(str(row["member_id"]))):
+        if row is None or not owns(actor, MemberId(str(row["member_id"])), "member.read"):
             raise NoSuchCase("There is no such photo.")
         return row["media"], bytes(row["image"])
 
@@ -549,10 +549,6 @@ def picture_media(image: bytes) -> PhotoMedia | None:
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "image/webp"
     return None
-
-
-def _may_see(actor: Actor, member: MemberId) -> bool:
-    return (actor.kind == "viewer" and actor.member == member) or actor.may("member.read")
 
 
 def _text(given: str, field: str, chars_max: int) -> str:

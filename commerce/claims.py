@@ -8,7 +8,6 @@ favour of PostgreSQL: by the same person's repeat, or by `settle`.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
@@ -29,7 +28,7 @@ from commerce.claim_announcer import ClaimAnnouncer, Told, claim_record, nicknam
 from commerce.conditions import Earned, NotEligible, earned_by, judge, no_order
 from commerce.grants import CannotGive, Grants, SendBack
 from commerce.receipts import cores_of, write_receipts
-from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
+from membership.actor import Actor, BenefitId, MemberId, ShowId, is_id, new_id
 from membership.notices import Notices
 from membership.refusal import (
     BadRequest,
@@ -245,7 +244,7 @@ class Claims:
             return NotEligible("This benefit comes with joining.", condition="join")
         if not 1 <= len(key) <= 64:
             return BadRequest("A claim needs a key of 1 to 64 characters.")
-        if not _is_id(actor.member):
+        if not is_id(actor.member):
             return Unauthenticated()
         spent = self._spent.get(terms.id)
         if spent is not None and actor.member not in spent.holders and spent.is_believed(left):
@@ -506,11 +505,3 @@ class Claims:
 
 def _member(claim: tuple[Actor, str]) -> MemberId:
     return MemberId(claim[0].member or "")
-
-
-def _is_id(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True

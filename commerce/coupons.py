@@ -1,7 +1,8 @@
 """Coupons: the rules by which they are made, and each one in its owner's hands.
 
-A coupon is free, then held by an order, then used by it; or it is void or has run out. Every change is one
-conditional update in the transaction that causes it, so that two orders cannot have the same one.
+A coupon is free, then held by an order, then used by it; or used at a till; or it is void or has run out. Every
+change is one conditional update in the transaction that causes it, so that two orders, or an order and a till,
+cannot have the same one.
 What coupons take off an order is computed in discounts.py.
 """
 
@@ -54,6 +55,22 @@ class CouponsGone(Refusal):
     """No coupon of this rule is left to give, or this person has as many as one may have."""
 
     code = "limit_reached"
+
+
+class CouponNotGood(Refusal):
+    """The coupon is void, has run out, or its time has not begun."""
+
+    code = "not_eligible"
+
+
+class TillUse(Struct, frozen=True, kw_only=True):
+    """A coupon as a till used it. `reference`: the till's own name for the sale; `amount_fen`: what came off."""
+
+    coupon: CouponId
+    reference: str
+    amount_fen: int | None
+    used_at: datetime
+    undone_at: datetime | None = None
 
 
 class CouponRuleInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,6 +141,7 @@ class Coupon(Struct, frozen=True, kw_only=True):
     granted_at: datetime
     expires_at: datetime | None
     order: OrderId | None = None
+    till_reference: str | None = None  # the sale at a till that used it
     cause: str
     nth: int = 1
 
@@ -400,6 +418,70 @@ class Coupons:
             return 0
         return await self._give_back(t, "order_id = %s AND id = ANY(%s::uuid[])", order, list(coupons))
 
+    # --- at a till ---
+
+    async def use_at_till(
+        self, t: Transaction, actor: Actor, coupon: CouponId, reference: str, amount_fen: int | None = None
+    ) -> TillUse:
+        """Free → used, by a sale at a till. The same reference again answers the same.
+
+        What it takes off is the till's to work out: it alone knows its basket; more than the rule gives is
+        refused. Raises Forbidden, NoSuchCoupon, CouponUsed, CouponNotGood, BadRequest, KeyReused (the
+        reference was undone, or named another amount).
+        """
+        if not actor.may("member.write"):
+            raise Forbidden
+        found = await self._at_till(t.conn, coupon)
+        before = await self._till_use(t.conn, found.id, reference)
+        if before is not None:
+            if before.undone_at is not None or before.amount_fen != amount_fen:
+                raise KeyReused(
+                    "This use was undone, or named another amount; give the sale another reference."
+                )
+            return before
+        most_fen = found.rule.off_fen if found.rule.kind == "amount" else found.rule.max_off_fen
+        if amount_fen is not None and most_fen is not None and amount_fen > most_fen:
+            raise BadRequest(f"this coupon takes off at most {most_fen} fen", field="amount_fen")
+        if found.state in ("held", "used"):
+            raise CouponUsed
+        clock = await (await t.conn.execute("SELECT clock_timestamp() AS now")).fetchone()
+        assert clock is not None
+        if found.state != "free" or not found.in_time(clock["now"]):
+            raise CouponNotGood
+        used = await t.conn.execute(
+            "UPDATE coupons SET state = 'used', till_reference = %s, changed_at = clock_timestamp()"
+            " WHERE id = %s AND state = 'free'",
+            [reference, found.id],
+        )
+        if not used.rowcount:
+            raise CouponUsed
+        await t.conn.execute(
+            "INSERT INTO coupon_till_uses (coupon_id, reference, amount_fen, used_by) VALUES (%s, %s, %s, %s)",
+            [found.id, reference, amount_fen, actor.id],
+        )
+        self._tell(t, found.member)
+        made = await self._till_use(t.conn, found.id, reference)
+        assert made is not None
+        return made
+
+    async def undo_at_till(self, t: Transaction, actor: Actor, coupon: CouponId, reference: str) -> None:
+        """The sale at the till came to nothing: the coupon comes back as by `release`. Again changes nothing.
+
+        Raises Forbidden, NoSuchCoupon (also when this sale did not use it).
+        """
+        if not actor.may("member.write"):
+            raise Forbidden
+        found = await self._at_till(t.conn, coupon)
+        undone = await t.conn.execute(
+            "UPDATE coupon_till_uses SET undone_at = clock_timestamp()"
+            " WHERE coupon_id = %s AND reference = %s AND undone_at IS NULL",
+            [found.id, reference],
+        )
+        if undone.rowcount:
+            await self._give_back(t, "id = %s AND till_reference = %s", found.id, reference)
+        elif await self._till_use(t.conn, found.id, reference) is None:
+            raise NoSuchCoupon
+
     # --- for the job ---
 
     async def expire_due(self, t: Transaction, limit: int = 500) -> int:
@@ -443,7 +525,7 @@ class Coupons:
                     SELECT id FROM coupons WHERE state IN ('held', 'used') AND {where}
                     ORDER BY id FOR NO KEY UPDATE
                 )
-                UPDATE coupons c SET order_id = NULL, changed_at = clock_timestamp(),
+                UPDATE coupons c SET order_id = NULL, till_reference = NULL, changed_at = clock_timestamp(),
                     state = CASE WHEN c.void_after THEN 'void'
                         WHEN c.expires_at <= clock_timestamp() THEN 'expired' ELSE 'free' END
                 FROM locked WHERE c.id = locked.id RETURNING c.member_id
@@ -454,6 +536,25 @@ class Coupons:
         for member in sorted({MemberId(str(row["member_id"])) for row in rows}):
             self._tell(t, member)
         return len(rows)
+
+    async def _at_till(self, conn: Connection, coupon: CouponId) -> Coupon:
+        """The coupon, locked: orders and other tills wait."""
+        if is_id(coupon):
+            await conn.execute("SELECT 1 FROM coupons WHERE id = %s FOR NO KEY UPDATE", [coupon])
+            found = await self._one(conn, "c.id = %s", coupon)
+            if found is not None:
+                return found
+        raise NoSuchCoupon
+
+    async def _till_use(self, conn: Connection, coupon: CouponId, reference: str) -> TillUse | None:
+        row = await (
+            await conn.execute(
+                "SELECT reference, amount_fen, used_at, undone_at FROM coupon_till_uses"
+                " WHERE coupon_id = %s AND reference = %s",
+                [coupon, reference],
+            )
+        ).fetchone()
+        return None if row is None else TillUse(coupon=coupon, **row)
 
     async def _all(self, conn: Connection, where: str, *values: object) -> tuple[Coupon, ...]:
         rows = await (await conn.execute(f"{_COUPON} WHERE {where}", values)).fetchall()
@@ -506,6 +607,7 @@ def _coupon(row: dict[str, Any]) -> Coupon:
         granted_at=row["granted_at"],
         expires_at=row["expires_at"],
         order=None if row["order_id"] is None else OrderId(str(row["order_id"])),
+        till_reference=row["till_reference"],
         cause=row["cause"],
         nth=row["nth"],
     )

@@ -94,8 +94,8 @@ class Fulfilment:
         self, conn: Connection, actor: Actor, show: ShowId | None = None, *, rows_max: int = SENT_ROWS_MAX
     ) -> tuple[bytes, bool]:
         """What is paid and not sent, what was ordered early first, then by payment; with what is to be sent again and
-        the gifts of joining and of periods. CSV in UTF-8 with its mark, for spreadsheets; whole orders only. Beside it, whether
-        more is to be sent than a table holds. Raises Forbidden."""
+        the gifts of joining and of periods. CSV in UTF-8 with its mark, for spreadsheets; whole orders only. Beside
+        it, whether more is to be sent than a table holds. Raises Forbidden."""
         if not actor.may("member.read"):
             raise Forbidden
         text = io.StringIO(newline="")
@@ -176,7 +176,11 @@ class Fulfilment:
         if not made.rowcount:
             raise BadRequest(f"an order has at most {PARCELS_MAX} parcels")
         await self._audit.record(
-            t, actor, "parcel.send", f"order:{order.id}", {"carrier": carrier, "case": row.case, "gift": row.gift}
+            t,
+            actor,
+            "parcel.send",
+            f"order:{order.id}",
+            {"carrier": carrier, "case": row.case, "gift": row.gift},
         )
 
     async def _note_returned(

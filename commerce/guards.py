@@ -21,6 +21,7 @@ from membership.refusal import Refusal
 from membership.transaction import Connection, Transaction
 
 if TYPE_CHECKING:
+    from commerce.coupons import CouponRule
     from commerce.incidents import Incidents
 
 REBATE_BASE_PERMILLE = 10  # a point a yuan, a fen a point
@@ -169,6 +170,7 @@ class Guards:
         audience: Audience,
         from_at: datetime,
         until_at: datetime | None,
+        min_quantity: int = 1,
     ) -> None:
         """A line of a price list that is to be added. Raises NeedsApproval."""
         row = await self._product(t.conn, product)
@@ -180,7 +182,7 @@ class Guards:
                 subject=f"product:{product}",
                 show=None,
                 title=f"{row['name']} · {yuan(unit_fen)}",
-                digest=digest_of("price.add", product, unit_fen, audience, from_at, until_at),
+                digest=digest_of("price.add", product, unit_fen, audience, from_at, until_at, min_quantity),
                 rules=tuple(_below_cost(row, unit_fen)),
             ),
         )
@@ -236,6 +238,28 @@ class Guards:
                 show=None,
                 title=title,
                 digest=digest_of("coupon.rule", terms),
+                rules=tuple(broken),
+            ),
+        )
+
+    async def check_coupons_given(
+        self, t: Transaction, actor: Actor, rule: CouponRule, members: Sequence[str], cause: str
+    ) -> None:
+        """Coupons that staff are to give away. A rule with a quota was asked about when it was saved; of one
+        without, all that were given and are to be given count. Raises NeedsApproval."""
+        if rule.quota is not None:
+            return
+        whole_fen = (rule.off_fen or rule.max_off_fen or 0) * (rule.granted + len(members))
+        broken = self._above_limit("coupon", whole_fen, "Without a quota, such coupons come to")
+        await self._settle(
+            t,
+            actor,
+            Ask(
+                act="coupon.give",
+                subject=f"coupon_rule:{rule.id}",
+                show=None,
+                title=f"{rule.title} × {len(members)}",
+                digest=digest_of("coupon.give", rule.id, sorted(members), cause),
                 rules=tuple(broken),
             ),
         )

@@ -34,7 +34,7 @@ from commerce.prices import OfferEnded, PriceChanged
 from commerce.products import Product
 from commerce.quotes import Promise, Quotes, checked_lines
 from commerce.seats import Seats, SeatStatus
-from commerce.spending import ENDED, REFUNDED, Spending
+from commerce.spending import ENDED, REFUNDED, Spending, cause_of
 from membership.actor import (
     Actor,
     AddressId,
@@ -57,7 +57,6 @@ from membership.refusal import (
     BadRequest,
     KeyReused,
     Refusal,
-    Unauthenticated,
 )
 from membership.script import ScriptLoader
 from membership.transaction import Connection, Transaction
@@ -152,7 +151,7 @@ class Orders(OrderBook):
         other lines than quoted), KeyReused, NoSuchAddress, CouponUsed, NotEnoughPoints, SoldOut, ReservedOut,
         LimitReached, Unavailable. With nothing to pay it is paid at once.
         """
-        member = _member(actor)
+        member = actor.signed_in()
         key = _key(command.key)
         lines = None if command.lines is None else [[line.offer, line.quantity] for line in command.lines]
         body = _digest("goods", show, command.quote, command.address, lines)
@@ -165,7 +164,7 @@ class Orders(OrderBook):
         _check_promise(promise, member, show, command)
         address = await self._addresses.get(t.conn, member, AddressId(command.address))
         priced = await self._quotes.price(
-            t.conn, actor.facts, show, [line.offer for line in promise.lines], quoted=True
+            t.conn, actor.facts, show, {line.offer: line.quantity for line in promise.lines}, quoted=True
         )
         if any(row.product.status != "on" for row in priced.offers.values()):
             raise OfferEnded("the product was taken off the shelf")
@@ -258,7 +257,7 @@ class Orders(OrderBook):
         Pressed again while such an order is open, it is the same order: nobody pays a plan twice by two taps.
         Raises Unauthenticated, BadRequest, NoSuchPlan, KeyReused, LimitReached, Unavailable.
         """
-        member = _member(actor)
+        member = actor.signed_in()
         checked = _key(key)
         body = _digest("plan", show, plan, "", None)
         again = await self._again(t.conn, member, checked, body)
@@ -369,7 +368,11 @@ class Orders(OrderBook):
         assert order.show is not None
         goods_lines = await read_goods(t.conn, order.id)
         priced = await self._quotes.price(
-            t.conn, actor.facts, order.show, [line.offer for line in goods_lines], quoted=True
+            t.conn,
+            actor.facts,
+            order.show,
+            {line.offer: line.quantity for line in goods_lines},
+            quoted=True,
         )
         lines = [line.beside(priced) for line in goods_lines]
         noted = await self._spending.noted(t.conn, order.id)
@@ -486,7 +489,7 @@ class Orders(OrderBook):
             raise NotPaid
         await self._points.lock(t, order.member)  # before the coupons
         await self._spending.free(t, [order.id], REFUNDED)
-        await self._points.reverse(t, f"order:{order.id}", part=REFUNDED)
+        await self._points.reverse(t, cause_of(order.id), part=REFUNDED)
 
     async def mark_fulfilled(self, t: Transaction, order: LockedOrder) -> None:
         """Paid → fulfilled: the first parcel is on its way."""
@@ -588,12 +591,6 @@ class Orders(OrderBook):
 
 
 # --- pure parts ---
-
-
-def _member(actor: Actor) -> MemberId:
-    if actor.kind != "viewer" or actor.member is None:
-        raise Unauthenticated
-    return actor.member
 
 
 def _key(key: str | None) -> str:

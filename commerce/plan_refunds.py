@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
 
@@ -20,12 +20,13 @@ from commerce.orders import Orders
 from commerce.prices import MemberDay, PriceChanged
 from commerce.refund_lines import AlreadyRefunded
 from commerce.returns import Returns
+from commerce.savings import plan_kinds, saved_on
 from commerce.seats import Seats
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId
 from membership.audit import Audit
 from membership.moment import in_ms
 from membership.plans import NoSuchPlan, Plans
-from membership.refusal import Refusal, Unauthenticated
+from membership.refusal import Refusal
 from membership.transaction import Connection, Transaction
 
 WHOLE_DAYS = 7
@@ -112,14 +113,11 @@ class PlanRefunds:
         self._seats = seats
         self._audit = audit or Audit()
         self.later = later
-        # Prices that only the plan gave.
-        self._plan_kinds = {"member", "plan_percent"}
-        if member_day is not None and member_day.audience.kind in ("plan_members", "plans"):
-            self._plan_kinds.add("member_day")
+        self._plan_kinds = plan_kinds(member_day)
 
     async def bill(self, conn: Connection, actor: Actor) -> Bill:
         """What giving the member's latest plan back would bring now. Raises Unauthenticated, NoSuchPlan."""
-        return await self._bill(conn, await self._held(conn, _member(actor)))
+        return await self._bill(conn, await self._held(conn, actor.signed_in()))
 
     async def refund(self, t: Transaction, actor: Actor, payable_fen: int) -> Bill:
         """Give the plan back for the sum that was shown. Afterwards the person is registered, not on trial.
@@ -127,7 +125,7 @@ class PlanRefunds:
         A gift that was not sent, or came back, is recalled; one that was kept is deducted. Raises
         Unauthenticated, NoSuchPlan, PriceChanged (another sum now), OnlyAtEnd, AlreadyRefunded.
         """
-        member = _member(actor)
+        member = actor.signed_in()
         first = await self._held(t.conn, member)
         locked = await self._orders.lock(t.conn, first.order)
         await self._orders.one_at_a_time(t.conn, member)  # no order at the plan's price comes in between
@@ -387,17 +385,3 @@ def left_of(fee_fen: int, starts_at: datetime, ends_at: datetime, now: datetime)
     whole = ends_at - starts_at
     left = min(whole, max(timedelta(0), ends_at - now))
     return fee_fen * (left // timedelta(seconds=1)) // max(1, whole // timedelta(seconds=1))
-
-
-def saved_on(line: dict[str, Any], plan_kinds: set[str]) -> int:
-    """What the plan's price saved on a line: against the lowest price one would have had without it."""
-    if line["winner"] not in plan_kinds:
-        return 0
-    without = min(each["unit_fen"] for each in line["candidates"] if each["kind"] not in plan_kinds)
-    return int(max(0, without - line["unit_fen"]) * line["kept"])
-
-
-def _member(actor: Actor) -> MemberId:
-    if actor.kind != "viewer" or actor.member is None:
-        raise Unauthenticated
-    return actor.member

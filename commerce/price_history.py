@@ -35,6 +35,7 @@ def cut_since(
         entry.from_at
         for entry in entries
         if entry.unit_fen == price.unit_fen
+        and entry.min_quantity == 1  # a price for many at once is no cut
         and entry.until_at is not None
         and entry.from_at <= now < entry.until_at
     ]

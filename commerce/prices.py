@@ -19,7 +19,9 @@ from membership.audience import PLAN_MEMBERS, Audience
 from membership.refusal import NotFound, Refusal
 from membership.transaction import Connection
 
-CandidateKind = Literal["list", "price_list", "member", "plan_percent", "tier", "member_day", "flash"]
+CandidateKind = Literal[
+    "list", "price_list", "member", "plan_percent", "tier", "member_day", "group", "flash"
+]
 # The order decides a tie: flash last, so that an equal price uses no flash piece.
 CANDIDATE_KINDS: tuple[CandidateKind, ...] = (
     "list",
@@ -28,6 +30,7 @@ CANDIDATE_KINDS: tuple[CandidateKind, ...] = (
     "plan_percent",
     "tier",
     "member_day",
+    "group",
     "flash",
 )
 
@@ -125,11 +128,12 @@ def decide(
     *,
     entries: Sequence[PriceEntry] = (),
     member_day: MemberDay | None = None,
+    quantity: int = 1,
 ) -> Priced:
     """The price of one unit for this person now: every candidate, the lowest wins, never multiplied.
 
     `plan` is the person's active plan. Its percentage counts only where the product has no member price of
-    its own.
+    its own. `quantity`: of the product in the whole order; a group price is a candidate from its own number on.
     """
     candidates = [Candidate("list", product.list_fen)]
     own_member_price = False
@@ -138,9 +142,9 @@ def decide(
         if facts.plans:
             candidates.append(Candidate("member", product.member_fen))
     for entry in entries:
-        kind = _entry_kind(entry.audience)
+        kind: CandidateKind = "group" if entry.min_quantity > 1 else _entry_kind(entry.audience)
         own_member_price = own_member_price or (kind == "member" and entry.from_at <= now)
-        if entry.holds(facts, now):
+        if entry.holds(facts, now) and quantity >= entry.min_quantity:
             candidates.append(Candidate(kind, entry.unit_fen))
     if facts.plans and plan is not None and plan.percent is not None and not own_member_price:
         candidates.append(

@@ -175,7 +175,7 @@ class PublicProduct(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PriceEntry(Struct, frozen=True, kw_only=True):
-    """One line of a price list."""
+    """One line of a price list. With `min_quantity` it is a group price: for so many of the product in one order."""
 
     id: str
     product: ProductId
@@ -183,6 +183,7 @@ class PriceEntry(Struct, frozen=True, kw_only=True):
     unit_fen: int
     from_at: datetime
     until_at: datetime | None
+    min_quantity: int = 1
 
     def holds(self, facts: Facts, now: datetime) -> bool:
         """For this person, at this moment; `until_at` itself is outside."""
@@ -191,6 +192,7 @@ class PriceEntry(Struct, frozen=True, kw_only=True):
 
 
 _AUDIENCES = ("member_price_audience", "audience", "early_audience", "gift_audience")
+GROUP_MAX = 99  # pieces that a group price may ask for: what one line of an order holds
 _ON_SALE_NEEDED = "early_s needs on_sale_at"
 _PRESALE_NEEDS = "a pre-sale needs presale_cap and ship_by"
 
@@ -420,8 +422,12 @@ class Products:
         audience: Audience,
         from_at: datetime,
         until_at: datetime | None = None,
+        min_quantity: int = 1,
     ) -> PriceEntry:
-        """A further line of the price list. It can lower a price, never raise one."""
+        """A further line of the price list. It can lower a price, never raise one.
+
+        `min_quantity` from 2: for each piece of an order that has so many of the product.
+        """
         if not actor.may("catalog.write"):
             raise Forbidden
         found = await self.get(t.conn, product)
@@ -431,10 +437,17 @@ class Products:
             raise BadRequest("until_at is not after from_at")
         if not 1 <= unit_fen <= found.list_fen:
             raise BadRequest("unit_fen must be between 1 and the list price")
+        if not 1 <= min_quantity <= GROUP_MAX:
+            raise BadRequest(f"min_quantity is between 1 and {GROUP_MAX}", field="min_quantity")
+        if min_quantity > 1 and audience.kind in ("plan_members", "plans"):
+            # One sum must say what the plan saved, and the group price is not the plan's.
+            raise BadRequest("a group price is not for plans alone", field="audience")
         if found.no_promo:
             raise NoPromo.of(found.id, found.name, "a price list")
         if self._guards is not None:
-            await self._guards.check_price(t, actor, found.id, unit_fen, audience, from_at, until_at)
+            await self._guards.check_price(
+                t, actor, found.id, unit_fen, audience, from_at, until_at, min_quantity
+            )
         entry = PriceEntry(
             id=new_id(),
             product=found.id,
@@ -442,11 +455,12 @@ class Products:
             unit_fen=unit_fen,
             from_at=from_at,
             until_at=until_at,
+            min_quantity=min_quantity,
         )
         await t.conn.execute(
-            "INSERT INTO price_entries (id, product_id, audience, unit_fen, from_at, until_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
-            [entry.id, entry.product, audience_column(audience), unit_fen, from_at, until_at],
+            "INSERT INTO price_entries (id, product_id, audience, unit_fen, from_at, until_at, min_quantity)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [entry.id, entry.product, audience_column(audience), unit_fen, from_at, until_at, min_quantity],
         )
         return entry
 
@@ -489,6 +503,7 @@ class Products:
                     unit_fen=row["unit_fen"],
                     from_at=row["from_at"],
                     until_at=row["until_at"],
+                    min_quantity=row["min_quantity"],
                 ),
             )
         return found

@@ -221,16 +221,16 @@ class Quotes:
         conn: Connection,
         facts: Facts,
         show: ShowId,
-        offers: Sequence[OfferId],
+        offers: Mapping[OfferId, int],
         *,
         quoted: bool = False,
     ) -> PricedLines:
-        """Price these offers for a person now.
+        """Price so many of each of these offers for a person now.
 
         Raises NoSuchOffer for what the person may not know of. `quoted`: a quote proves that they might, and
         it is honoured when a plan lapses under it.
         """
-        found = await read_offers(conn, show, offers)
+        found = await read_offers(conn, show, list(offers))
         for offer in offers:
             row = found.get(offer)
             if row is None or not (quoted or (row.sold_to(facts) and row.product.status == "on")):
@@ -240,6 +240,7 @@ class Quotes:
         now: datetime = clock["now"]
         plan, shown = await read_plans(conn, facts)
         entries = await self._products.prices(conn, sorted({row.product.id for row in found.values()}))
+        pieces = _pieces(found, offers)
         prices = {
             offer: decide(
                 row.product,
@@ -249,6 +250,7 @@ class Quotes:
                 now,
                 entries=entries[row.product.id],
                 member_day=self.member_day,
+                quantity=pieces[row.product.id],
             )
             for offer, row in found.items()
         }
@@ -276,7 +278,7 @@ class Quotes:
         """
         wanted = checked_lines(lines)
         _check_asked(actor, coupons, points)
-        priced = await self.price(conn, actor.facts, show, list(wanted))
+        priced = await self.price(conn, actor.facts, show, wanted)
         for offer in wanted:
             row = priced.offers[offer]
             if row.status != "open" or (row.ends_at is not None and priced.now >= row.ends_at):
@@ -470,6 +472,7 @@ class Quotes:
             return None
         as_member = msgspec.structs.replace(facts, registered=True, plans=frozenset({plan.id}))
         goods_saved = gift_fen = 0
+        pieces = _pieces(priced.offers, wanted)
         for offer, quantity in wanted.items():
             row = priced.offers[offer]
             gift_fen += row.product.gift_value_fen * quantity * _gets_gift(row.product, as_member)
@@ -478,7 +481,14 @@ class Quotes:
                 continue
             visible = [entry for entry in priced.entries[row.product.id] if entry.audience.kind != "list"]
             then = decide(
-                row.product, as_member, row, plan, priced.now, entries=visible, member_day=self.member_day
+                row.product,
+                as_member,
+                row,
+                plan,
+                priced.now,
+                entries=visible,
+                member_day=self.member_day,
+                quantity=pieces[row.product.id],
             )
             goods_saved += (priced.prices[offer].unit_fen - then.unit_fen) * quantity
         goods_saved = max(0, goods_saved)
@@ -497,6 +507,15 @@ class Quotes:
 
 def _dates(given: list[str] | None) -> tuple[date, date] | None:
     return None if given is None else (date.fromisoformat(given[0]), date.fromisoformat(given[1]))
+
+
+def _pieces(offers: Mapping[OfferId, OfferRow], wanted: Mapping[OfferId, int]) -> dict[ProductId, int]:
+    """How many of each product are wanted, over all lines: what group prices ask for."""
+    found: dict[ProductId, int] = {}
+    for offer, quantity in wanted.items():
+        product = offers[offer].product.id
+        found[product] = found.get(product, 0) + quantity
+    return found
 
 
 def _gets_gift(product: Product, facts: Facts) -> bool:

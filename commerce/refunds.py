@@ -16,6 +16,7 @@ from commerce.order_book import PAID, LockedOrder, NoSuchOrder
 from commerce.orders import NotPaid, Orders
 from commerce.refund_lines import FREIGHT, AlreadyRefunded, RefundedLine, RefundLine
 from commerce.returns import Returns
+from commerce.spending import cause_of
 from commerce.stock import Stock
 from membership.actor import Actor, OrderId, ProductId
 from membership.audit import Audit
@@ -159,7 +160,7 @@ class Refunds:
         if done.money_fen:
             await self._returns.return_part(t, locked.id, done.money_fen, cause)
         if done.points:
-            await self._points.restore(t, f"order:{locked.id}", done.points, cause)
+            await self._points.restore(t, cause_of(locked.id), done.points, cause)
         earned = await self._take_back(t, locked, lines, found, cause, whole=whole)
         await refund_lines.write(
             t.conn, locked.id, found, cause, actor.id, earned=earned, restocked=restocked
@@ -224,7 +225,7 @@ class Refunds:
                     coalesce(-sum(amount) FILTER (WHERE kind = 'reverse'), 0)::bigint AS back
                 FROM points_entries WHERE cause = %s AND kind IN ('earn', 'reverse')
                 """,
-                [f"order:{locked.id}"],
+                [cause_of(locked.id)],
             )
         ).fetchone()
         assert row is not None
@@ -234,7 +235,7 @@ class Refunds:
         )
         due = row["earned"] if whole or not paid_fen else row["earned"] * back_fen // paid_fen
         more = max(0, due - row["back"])
-        return await self._points.reverse(t, f"order:{locked.id}", more, cause) if more else 0
+        return await self._points.reverse(t, cause_of(locked.id), more, cause) if more else 0
 
 
 def _refunded(

@@ -7,12 +7,11 @@ members of a plan may use.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from commerce.order_book import PAID
-from commerce.plan_refunds import saved_on
 from commerce.prices import MemberDay
 from membership.actor import MemberId, PlanId
 from membership.moment import in_ms
@@ -45,10 +44,7 @@ class SavingsMeter:
 
     def __init__(self, plans: Plans, *, member_day: MemberDay | None = None) -> None:
         self._plans = plans
-        # Prices that only a plan gives.
-        self._plan_kinds = {"member", "plan_percent"}
-        if member_day is not None and member_day.audience.kind in PLAN_ONLY:
-            self._plan_kinds.add("member_day")
+        self._plan_kinds = plan_kinds(member_day)
 
     async def of(self, conn: Connection, member: MemberId) -> Savings | None:
         """What the member's running plan has saved; None without a plan."""
@@ -125,3 +121,22 @@ class SavingsMeter:
             )
         ).fetchall()
         return sum(saved_on(row, self._plan_kinds) for row in rows)
+
+
+# --- pure parts ---
+
+
+def plan_kinds(member_day: MemberDay | None) -> set[str]:
+    """The kinds of prices that only a plan gives."""
+    kinds = {"member", "plan_percent"}
+    if member_day is not None and member_day.audience.kind in PLAN_ONLY:
+        kinds.add("member_day")
+    return kinds
+
+
+def saved_on(line: dict[str, Any], plan_kinds: set[str]) -> int:
+    """What the plan's price saved on a line: against the lowest price one would have had without it."""
+    if line["winner"] not in plan_kinds:
+        return 0
+    without = min(each["unit_fen"] for each in line["candidates"] if each["kind"] not in plan_kinds)
+    return int(max(0, without - line["unit_fen"]) * line["kept"])

@@ -35,7 +35,7 @@ from commerce.receipts import write_receipts
 from membership.actor import Actor, BenefitId, MemberId, OrderId, PaymentId, ShowId, new_id
 from membership.moment import in_ms
 from membership.notices import Notices
-from membership.refusal import Unauthenticated, Unavailable
+from membership.refusal import Unavailable
 from membership.script import Script, ScriptLoader
 from membership.transaction import Connection, Transaction
 
@@ -624,17 +624,16 @@ class Seats:
         return benefit.is_conditional and bool(await judge(conn, benefit, [member], {}))
 
     async def _queue_terms(self, show: ShowId, benefit: BenefitId, actor: Actor) -> tuple[Benefit, MemberId]:
-        if actor.kind != "viewer" or actor.member is None:
-            raise Unauthenticated
+        member = actor.signed_in()
         terms = await self._fixed.get(show, benefit)
         if terms.needs != "join" or _only_renews(terms, actor) or not may_have(terms.audience, actor.facts):
             raise NotEligible
         if terms.is_conditional:
             async with self._transactions() as t:
-                refused = await judge(t.conn, terms, [actor.member], {})
-            if actor.member in refused:
-                raise refused[actor.member]
-        return terms, actor.member
+                refused = await judge(t.conn, terms, [member], {})
+            if member in refused:
+                raise refused[member]
+        return terms, member
 
 
 def _only_renews(benefit: Benefit, actor: Actor) -> bool:

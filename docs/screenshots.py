@@ -212,6 +212,8 @@ class Camera:
         """Once what moves in has moved in."""
         page.mouse.move(0, 0)
         page.evaluate(SETTLED)
+        if page.locator(".problem").count():
+            raise SystemExit(f"{name}.png would show a failure: take the pictures on a quiet machine")
         raw = page.screenshot()
         reduced = self._lab.evaluate(REDUCE, [b64encode(raw).decode(), COLOURS])
         made = min(raw, png(reduced), key=len)

@@ -61,6 +61,7 @@ from membership.behaviour import Behaviour
 from membership.campaigns import Campaigns
 from membership.members import Members
 from membership.notices import Notices
+from membership.periodic_gifts import PeriodicGifts
 from membership.personal import PERSONAL
 from membership.plans import Plans
 from membership.points import Points
@@ -183,6 +184,7 @@ async def build_parts(settings: Settings, metrics: Metrics) -> Parts:
         incidents=incidents,
         guards=guards,
         coupons=coupons,
+        periodic_gifts=PeriodicGifts(addresses, timezone=settings.timezone),
         campaigns=campaigns,
         savings=SavingsMeter(plans, member_day=member_day),
         quotes=quotes,

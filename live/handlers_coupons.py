@@ -16,14 +16,16 @@ from commerce.coupons import (
     CouponRuleInput,
     CouponRulePatch,
     CouponState,
+    TillUse,
 )
 from commerce.savings import Savings
 from live.asking import asking
 from live.http import Answer, Body, Context, IdText, PageQuery
 from membership.actor import MemberId
 from membership.campaigns import Campaign, CampaignInput, checked
+from membership.line import clean_line
 from membership.page import Page
-from membership.refusal import Forbidden, Refusal
+from membership.refusal import BadRequest, Forbidden, Refusal
 
 GRANTS_MAX = 100  # members that one call gives a coupon to
 
@@ -90,9 +92,10 @@ class Grants(Answer, frozen=True, kw_only=True):
 async def grant_coupons(ctx: Context, body: GrantBody) -> Grants:
     """Give members a coupon each. One row that is refused leaves the others standing."""
     rule = CouponRuleId(ctx.path["rule"])
-    async with ctx.reading() as conn:
-        await ctx.parts.coupons.rule(conn, rule)
     members = dict.fromkeys(body.members)
+    async with asking(ctx), ctx.transaction() as t:
+        found = await ctx.parts.coupons.rule(t.conn, rule)
+        await ctx.parts.guards.check_coupons_given(t, ctx.actor, found, list(members), body.cause)
     return Grants(items=tuple([await _grant(ctx, rule, member, body.cause) for member in members]))
 
 
@@ -113,6 +116,36 @@ async def void_coupon(ctx: Context) -> None:
     async with ctx.transaction() as t:
         await ctx.parts.coupons.void_one(t, ctx.actor, coupon)
         await ctx.audit(t, "coupon.void", f"coupon:{coupon}")
+
+
+class TillBody(Body, frozen=True, kw_only=True):
+    """`reference`: the till's own name for the sale; `amount_fen`: what the coupon took off there."""
+
+    reference: Annotated[str, Meta(min_length=1, max_length=80)]
+    amount_fen: Annotated[int, Meta(ge=0, le=100_000_000)] | None = None
+
+
+class TillUndo(Body, frozen=True, kw_only=True):
+    reference: Annotated[str, Meta(min_length=1, max_length=80)]
+
+
+async def use_coupon_at_till(ctx: Context, body: TillBody) -> TillUse:
+    """Use a coupon for a sale at a till; it is used online too. The same reference again answers the same."""
+    coupon, reference = CouponId(ctx.path["coupon"]), clean_line(body.reference)
+    if not reference:
+        raise BadRequest("a sale has a reference", field="reference")
+    async with ctx.transaction() as t:
+        use = await ctx.parts.coupons.use_at_till(t, ctx.actor, coupon, reference, body.amount_fen)
+        await ctx.audit(t, "coupon.use_at_till", f"coupon:{coupon}", {"reference": use.reference})
+    return use
+
+
+async def undo_coupon_at_till(ctx: Context, body: TillUndo) -> None:
+    """The sale at the till came to nothing: its coupon is free again, or has run out. Again changes nothing."""
+    coupon, reference = CouponId(ctx.path["coupon"]), clean_line(body.reference)
+    async with ctx.transaction() as t:
+        await ctx.parts.coupons.undo_at_till(t, ctx.actor, coupon, reference)
+        await ctx.audit(t, "coupon.undo_at_till", f"coupon:{coupon}", {"reference": reference})
 
 
 async def list_member_coupons(ctx: Context, query: PageQuery) -> Page[Coupon]:

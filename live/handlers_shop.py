@@ -11,7 +11,7 @@ from commerce.bundles import Part, parts_of
 from commerce.claim_book import Claim
 from commerce.orders import Order
 from commerce.payments import NOTE_CHARS, Decision, PaymentRow
-from commerce.products import PriceEntry, Product, ProductInput, ProductPatch, Products
+from commerce.products import GROUP_MAX, PriceEntry, Product, ProductInput, ProductPatch, Products
 from commerce.stock import ROWS_MAX, StockEntry, StockOutcome, StockRow
 from live.asking import asking
 from live.http import Answer, Body, Context, IdText, KeyText, PageQuery, ShowText, refusal_noted
@@ -37,12 +37,14 @@ class ProductQuery(PageQuery, frozen=True, kw_only=True):
 
 
 class PriceBody(Body, frozen=True, kw_only=True):
-    """A further line of the price list; it can lower a price, never raise one."""
+    """A further line of the price list; it can lower a price, never raise one. `min_quantity` from 2: a group
+    price, for each piece of an order that has so many of the product."""
 
     unit_fen: Annotated[int, Meta(ge=1, le=100_000_000)]
     audience: Audience = EVERYONE
     from_at: datetime
     until_at: datetime | None = None
+    min_quantity: Annotated[int, Meta(ge=1, le=GROUP_MAX)] = 1
 
 
 class ProductCard(Answer, frozen=True, kw_only=True):
@@ -149,7 +151,14 @@ async def add_price(ctx: Context, body: PriceBody) -> PriceEntry:
             raise BadRequest("A price begins and ends between the years 2000 and 2200.")
     async with asking(ctx), ctx.transaction() as t:
         entry = await ctx.parts.products.set_price(
-            t, ctx.actor, product, body.unit_fen, body.audience, body.from_at, body.until_at
+            t,
+            ctx.actor,
+            product,
+            body.unit_fen,
+            body.audience,
+            body.from_at,
+            body.until_at,
+            body.min_quantity,
         )
         await ctx.audit(t, "price.add", f"product:{product}", {"entry": entry.id, "unit_fen": entry.unit_fen})
     return entry

@@ -200,6 +200,7 @@ PATH_FORMS: Final[dict[str, tuple[re.Pattern[str], str]]] = {
     "rule": (_UUID, "The id of a rule of coupons"),
     "coupon": (_UUID, "The coupon's id"),
     "campaign": (_UUID, "The id of a campaign of points"),
+    "gift": (_UUID, "The id of a gift of a plan"),
     "plan": (_UUID, "The plan's id"),
     "address": (_UUID, "The address's id"),
     "tag": (_UUID, "The tag's id"),

@@ -50,6 +50,7 @@ from membership.behaviour import Behaviour
 from membership.campaigns import Campaigns
 from membership.members import Members
 from membership.notices import Notices
+from membership.periodic_gifts import PeriodicGifts
 from membership.plans import Plans
 from membership.points import Points
 from membership.sign_in import SignIn, Sms
@@ -87,6 +88,7 @@ class Parts:
     products: Products
     stock: Stock
     coupons: Coupons
+    periodic_gifts: PeriodicGifts
     campaigns: Campaigns
     savings: SavingsMeter
     quotes: Quotes

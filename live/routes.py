@@ -20,7 +20,7 @@ from commerce.benefit_terms import Benefit, BenefitInput
 from commerce.budgets import Budget
 from commerce.claim_book import Claim
 from commerce.costs import ShowCosts
-from commerce.coupons import Coupon, CouponRule, CouponRuleInput, CouponRulePatch
+from commerce.coupons import Coupon, CouponRule, CouponRuleInput, CouponRulePatch, TillUse
 from commerce.incidents import Incident
 from commerce.offers import Offer
 from commerce.orders import Order, Placed
@@ -33,6 +33,7 @@ from commerce.refunds import Refunded
 from commerce.stock import StockEntry
 from live import handlers_after_sales as after
 from live import handlers_coupons as coupons
+from live import handlers_gifts as gifts
 from live import handlers_guards as guards
 from live import handlers_receipts as receipts
 from live import handlers_service as service
@@ -52,6 +53,7 @@ from membership.addresses import Address, AddressInput
 from membership.audit import Act
 from membership.campaigns import Campaign, CampaignInput
 from membership.page import Page
+from membership.periodic_gifts import GiftNow
 from membership.plans import Plan, PlanInput, Term
 from membership.staff import ApiKey, StaffAccount
 from membership.tags import Tag
@@ -141,6 +143,12 @@ TABLE: Final[tuple[Route, ...]] = (
        answer=after.PlanEnd, refusals="not_found"),
     _r("GET", "/v1/me/coupons", coupons.list_my_coupons, "viewer", "me", "One's coupons", query=PageQuery,
        answer=Page[coupons.MyCoupon]),
+    _r("GET", "/v1/me/gifts", gifts.list_my_gifts, "viewer", "me", "The gifts of one's plan, period by period",
+       answer=gifts.MyGifts),
+    _r("POST", "/v1/me/gifts/{gift}/claim", gifts.claim_gift, "viewer", "me", "Take the gift of this period",
+       body=gifts.GiftClaimBody, answer=GiftNow, refusals="not_eligible not_found"),
+    _r("PUT", "/v1/me/birthday", gifts.set_birthday, "viewer", "me", "Tell one's birthday, once",
+       body=gifts.Birthday, answer=gifts.BirthdayKept, refusals="already_decided"),
     _r("GET", "/v1/me/savings", coupons.read_my_savings, "viewer", "me", "What one's plan has saved",
        answer=coupons.MySavings),
     _r("GET", "/v1/me/benefits", viewer.list_my_benefits, "viewer", "me", "What one has won",
@@ -268,7 +276,13 @@ TABLE: Final[tuple[Route, ...]] = (
        "Change a rule of coupons", body=CouponRulePatch, answer=CouponRule,
        refusals="no_promo needs_approval rate_limited"),
     _r("POST", "/v1/coupon-rules/{rule}/grants", coupons.grant_coupons, "member.write", "trade",
-       "Give members a coupon", body=coupons.GrantBody, answer=coupons.Grants),
+       "Give members a coupon", body=coupons.GrantBody, answer=coupons.Grants,
+       refusals="needs_approval rate_limited"),
+    _r("POST", "/v1/coupons/{coupon}/use", coupons.use_coupon_at_till, "member.write", "trade",
+       "Use a coupon at a till", body=coupons.TillBody, answer=TillUse,
+       refusals="coupon_used not_eligible key_reused"),
+    _r("DELETE", "/v1/coupons/{coupon}/use", coupons.undo_coupon_at_till, "member.write", "trade",
+       "Undo a till's use of a coupon", body=coupons.TillUndo),
     _r("DELETE", "/v1/coupons/{coupon}", coupons.void_coupon, "member.write", "trade", "Take a coupon back"),
     _r("GET", "/v1/points-campaigns", coupons.list_campaigns, "staff", "trade", "Campaigns of points",
        query=PageQuery, answer=Page[Campaign]),

@@ -14,6 +14,8 @@ from typing import Literal, NewType
 import msgspec
 import uuid_utils
 
+from membership.refusal import Unauthenticated
+
 MemberId = NewType("MemberId", str)
 GuestId = NewType("GuestId", str)
 StaffId = NewType("StaffId", str)
@@ -109,6 +111,12 @@ class Actor(msgspec.Struct, frozen=True):
     def member(self) -> MemberId | None:
         """The member behind a viewer; None for a guest, staff, a shop server and a job."""
         return self.facts.member
+
+    def signed_in(self) -> MemberId:
+        """The member behind a viewer. Raises Unauthenticated for everybody else."""
+        if self.kind != "viewer" or self.member is None:
+            raise Unauthenticated
+        return self.member
 
     def may(self, permission: Permission) -> bool:
         return self.kind == "job" or permission in self.permissions

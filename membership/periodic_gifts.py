@@ -220,9 +220,10 @@ class PeriodicGifts:
         )
         if await locked.fetchone() is None:
             raise NoSuchMember
-        known = is_id(gift) and await (
-            await t.conn.execute("SELECT 1 FROM plan_gifts WHERE id = %s", (gift,))
-        ).fetchone()
+        known = (
+            is_id(gift)
+            and await (await t.conn.execute("SELECT 1 FROM plan_gifts WHERE id = %s", (gift,))).fetchone()
+        )
         if not known:
             raise NoSuchGift
         held = next((each for each in await self._held(t.conn, member, at) if each.gift.id == gift), None)

@@ -184,7 +184,8 @@ def returned(shop: Shop, order: str) -> int:
     return sum(int(one["returned_fen"]) for one in payments)
 
 
-def test_a_plan_is_given_back_after_its_bill_was_read(buyer: Buyer, shop: Shop) -> None:
+def test_a_plan_is_given_back_after_its_bill_was_read(one_size: Peopled, shop: Shop) -> None:
+    buyer = Buyer(one_size(DESK), shop, "en-GB")
     show = shop.make_show()
     shop.join(buyer.token, show)
     say = buyer.say
@@ -206,10 +207,12 @@ def test_a_plan_is_given_back_after_its_bill_was_read(buyer: Buyer, shop: Shop) 
     assert buyer.asks("/v1/me")["kind"] == "registered"
 
 
-def test_a_not_covered_address_is_said_before_the_order(buyer: Buyer, shop: Shop) -> None:
+def test_a_not_covered_address_is_said_before_the_order(one_size: Peopled, shop: Shop) -> None:
+    buyer = Buyer(one_size(PHONE), shop, "zh-CN")
     show = shop.make_show()
     shop.run_cues(show, "A")
     rows = [{"region": "", "flat_fen": 800, "free_from_fen": 9_900, "days_min": 2, "days_max": 4}]
+    before = shop.staff("GET", "/v1/freight")["rows"]
     shop.staff("PUT", "/v1/freight", {"rows": [*rows, {"region": "西藏", "covered": False}]})
     given = {"name": "王小明", "phone": "13800000000", "region": "西藏自治区 拉萨市", "detail": "示例路 1 号"}
     try:
@@ -222,7 +225,7 @@ def test_a_not_covered_address_is_said_before_the_order(buyer: Buyer, shop: Shop
         expect(sheet.get_by_role("button", name=buyer.say("buy.place"))).to_be_disabled()
         shop.address(buyer.token)
     finally:
-        shop.staff("PUT", "/v1/freight", {"rows": []})
+        shop.staff("PUT", "/v1/freight", {"rows": before})
 
 
 def test_a_bundle_says_its_parts_a_presale_its_day_and_both_their_limits(
@@ -262,3 +265,80 @@ def test_a_bundle_says_its_parts_a_presale_its_day_and_both_their_limits(
     sheet.get_by_role("button", name=say("buy.more")).click()
     expect(sheet.get_by_role("button", name=say("buy.more"))).to_be_disabled()
     assert nameless(page) == [] and sideways(page) == []
+
+
+def test_points_a_struck_price_and_coupons_from_the_desk_that_leave_nothing_to_pay(
+    one_size: Peopled, shop: Shop
+) -> None:
+    show = shop.make_show()
+    people = one_size(PHONE)
+    say, desk = Words("zh-CN"), Words("zh-CN", panel=True)
+    bean = {"sku": "STRUCK-1", "name": "红小豆 1kg", "list_fen": 5_000, "stock": 50}
+    product = shop.staff("POST", "/v1/products", bean)["id"]
+    pinned = shop.staff("POST", f"/v1/shows/{show}/offers", {"product": product})["id"]
+    first = shop.member("前一位")
+    shop.buy(first, show)
+    until = time.monotonic() + SETTLED_S
+    while shop.viewer(first, "GET", "/v1/me/orders")["items"][0]["state"] != "paid":
+        assert time.monotonic() < until, "paid, and the order does not know it"
+        time.sleep(0.05)
+    shop.staff("POST", f"/v1/offers/{pinned}/close", {})
+    flash = {"product": product, "kind": "flash", "flash_fen": 3_990, "quota": 20, "seconds": 600}
+    shop.staff("POST", f"/v1/shows/{show}/offers", flash)
+    gift = {"title": "见面积分", "what": "points", "points": 300, "quota": 9}
+    shop.staff("POST", f"/v1/shows/{show}/benefits", gift)
+    token = shop.member("券中人")
+    shop.address(token)
+
+    # the price before the cut is struck through; points come off by hundreds
+    page = connected(people.viewer(show, token=token))
+    page.get_by_role("article", name="见面积分").get_by_role("button", name=say("seats.claim")).click()
+    expect(page.get_by_role("article", name="见面积分")).to_contain_text(say("seats.rank", rank=1))
+    card = page.get_by_role("article", name=bean["name"])
+    expect(card.locator("s")).to_contain_text("¥50")
+    card.get_by_role("button").click()
+    sheet = page.get_by_role("dialog", name=say("buy.title"))
+    expect(sheet.locator(".total")).to_contain_text("47.90")
+    sheet.get_by_role("switch", name=re.compile("300")).check()
+    expect(sheet.locator(".total")).to_contain_text("44.90")
+    expect(sheet.locator(".bill")).to_contain_text("−¥3")
+    sheet.get_by_role("button", name=say("close")).click()
+
+    # staff find the member: one coupon is taken back, two are granted
+    member = shop.staff("GET", "/v1/members?query=券中人")["items"][0]["id"]
+    rules = {}
+    for title, kind, group, other in [
+        ("整单券", "amount", "whole", "sending"),
+        ("免邮券", "freight", "sending", "whole"),
+        ("发错的券", "amount", "wrong", "none"),
+    ]:
+        rule = {"title": title, "kind": kind, "stack_group": group, "stacks_with": [other], "days": 3}
+        made = shop.staff("POST", "/v1/coupon-rules", rule | ({"off_fen": 9_000} if kind == "amount" else {}))
+        rules[title] = made["id"]
+    for title in ("免邮券", "发错的券"):
+        body = {"members": [member], "cause": "test"}
+        shop.staff("POST", f"/v1/coupon-rules/{rules[title]}/grants", body)
+    panel = people.page("/panel/money#coupons", staff=True)
+    panel.get_by_role("searchbox").fill("券中人")
+    panel.get_by_role("button", name=desk("holders_find")).click()
+    wrong = panel.get_by_role("listitem", name="发错的券").last
+    wrong.get_by_role("button", name=desk("holder_void"), exact=True).click()
+    wrong.get_by_role("button", name=desk("holder_void_sure")).click()
+    expect(wrong).to_contain_text(desk("coupon_state_void"))
+    panel.get_by_label(desk("holder_rule")).select_option(rules["整单券"])
+    panel.get_by_role("button", name=desk("holder_grant")).click()
+    expect(panel.get_by_text(desk("field_needed"))).to_be_visible()
+    panel.get_by_label(desk("holder_cause"), exact=True).fill("破损补偿")
+    panel.get_by_role("button", name=desk("holder_grant")).click()
+    expect(panel.locator(".holder").get_by_role("listitem", name="整单券")).to_contain_text(
+        desk("coupon_state_free")
+    )
+    assert nameless(panel) == [] and sideways(panel) == []
+
+    # together they are all of it: the order is paid where it is placed
+    card.get_by_role("button").click()
+    expect(sheet.locator(".total")).to_have_text(re.compile(r"¥\s*0$"))
+    sheet.get_by_role("button", name=say("buy.place")).click()
+    order = page.get_by_role("dialog", name=say("order.title"))
+    expect(order.locator(".order-page__state")).to_have_text(say("order.paid"))
+    expect(order.locator(".order-page__total")).to_have_text("¥0")

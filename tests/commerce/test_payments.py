@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from commerce.order_book import NoSuchOrder
 from commerce.orders import NotPaid, OrderClosed, Placed
 from commerce.payments import AlreadyRefunded, FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
 from commerce.products import ProductPatch
+from commerce.returns import Reason
 from live.database import Database, make_pool
 from live.handlers_viewer import make_payment_page
 from membership.actor import Actor, OrderId, ShowId, new_id
@@ -777,3 +779,10 @@ async def test_an_order_without_late_money_has_no_refund_window(shop: Shop, make
     await shop.pay(placed.order, placed.total_fen)
     async with shop.tx() as t:
         assert (await shop.orders.get(t.conn, buyer, placed.order)).refund_until is None
+
+
+async def test_every_reason_that_is_written_is_one_the_schema_admits(shop: Shop) -> None:
+    [row] = await shop.rows(
+        "SELECT pg_get_constraintdef(oid) AS said FROM pg_constraint WHERE conname = 'payments_reason_check'"
+    )
+    assert set(re.findall(r"'(\w+)'", row["said"])) == set(get_args(Reason))

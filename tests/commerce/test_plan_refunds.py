@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from commerce.benefits import Benefits
 from commerce.fulfilment import Fulfilment, ParcelRow
 from commerce.orders import Placed
-from commerce.plan_refunds import Bill, Later, OnlyAtEnd, PlanRefunds, left_of, saved_on
+from commerce.plan_refunds import Bill, Later, OnlyAtEnd, PlanRefunds, left_of
 from commerce.prices import MemberDay, PriceChanged
 from commerce.refund_lines import AlreadyRefunded
 from commerce.refunds import Refunds
+from commerce.savings import saved_on
 from commerce.stock import Stock
 from membership.actor import Actor, OrderId, PaymentId, ShowId
 from membership.audience import EVERYONE, PLAN_MEMBERS

@@ -16,6 +16,7 @@ from commerce.freight import FreightRow
 from commerce.messages import LineInput
 from commerce.prices import (
     CANDIDATE_KINDS,
+    Candidate,
     MemberDay,
     NoSuchOffer,
     NotOnSale,
@@ -79,7 +80,7 @@ def product(list_fen: int = 12_800, member_fen: int | None = None, *, no_promo: 
     )
 
 
-def entry(of: Product, unit_fen: int, audience: Audience = EVERYONE) -> PriceEntry:
+def entry(of: Product, unit_fen: int, audience: Audience = EVERYONE, min_quantity: int = 1) -> PriceEntry:
     return PriceEntry(
         id=new_id(),
         product=of.id,
@@ -87,6 +88,7 @@ def entry(of: Product, unit_fen: int, audience: Audience = EVERYONE) -> PriceEnt
         unit_fen=unit_fen,
         from_at=NOW - timedelta(hours=1),
         until_at=NOW + timedelta(hours=1),
+        min_quantity=min_quantity,
     )
 
 
@@ -456,3 +458,96 @@ async def test_a_product_off_the_shelf_is_no_offer(shop: Shop, make_show: MakeSh
         await shop.products.update(t, OPERATOR, rice.id, ProductPatch(status="off"))
     with pytest.raises(NoSuchOffer):
         await shop.quote(buyer, show, (pin, 1))
+
+
+# --- group prices ---
+
+
+@pytest.mark.rule("semantics 4.1a", "semantics 4.1b")
+def test_a_group_price_is_a_candidate_from_its_number_on_and_multiplies_nothing() -> None:
+    thing = product(10_000, 9_000)
+    entries = [entry(thing, 8_500, min_quantity=3), entry(thing, 8_000, min_quantity=5)]
+    found = [
+        decide(thing, MEMBER, None, Plan(50), NOW, entries=entries, quantity=many)
+        for many in (1, 2, 3, 4, 5, 99)
+    ]
+    assert [(each.unit_fen, each.winner) for each in found] == [
+        (9_000, "member"),
+        (9_000, "member"),
+        (8_500, "group"),
+        (8_500, "group"),
+        (8_000, "group"),
+        (8_000, "group"),
+    ]
+    equal = decide(thing, MEMBER, None, None, NOW, entries=[entry(thing, 9_000, min_quantity=2)], quantity=2)
+    assert equal.winner == "member"  # on a tie the group price is not named
+
+
+@anyio
+@pytest.mark.rule("semantics 4.1a", "semantics 4.3b")
+async def test_a_group_price_counts_the_product_over_the_whole_order_and_stays_to_the_refund(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    rice = await shop.product(list_fen=10_000, stock=20)
+    other = await shop.product(list_fen=10_000, stock=20)
+    pin, flash = await shop.open(show, rice), await shop.open(show, rice, "flash", flash_fen=9_000)
+    beside = await shop.open(show, other)
+    begun = datetime.now(UTC) - timedelta(minutes=1)
+    async with shop.tx() as t:
+        await shop.products.set_price(
+            t, OPERATOR, rice.id, 8_000, EVERYONE, begun, begun + timedelta(days=1), min_quantity=3
+        )
+    two = await shop.quote(buyer, show, (pin, 2), (beside, 2))  # another product does not count
+    assert [(line.unit_fen, line.winner) for line in two.lines] == [(10_000, "list"), (10_000, "list")]
+    three = await shop.quote(buyer, show, (pin, 2), (flash, 1), (beside, 1))
+    assert [(line.unit_fen, line.winner) for line in three.lines] == [
+        (8_000, "group"),
+        (8_000, "group"),
+        (10_000, "list"),
+    ]
+    assert Candidate("group", 8_000) in three.lines[0].candidates
+    assert three.lines[0].was_fen is None  # for many at once, not for a time
+    placed = await shop.place(buyer, show, three)
+    assert placed.total_fen == three.total_fen
+    assert await shop.taken(flash) == 0  # the group price is lower: no flash piece is used
+    rows = await shop.rows("SELECT unit_fen, winner FROM order_lines ORDER BY position")
+    assert [(row["unit_fen"], row["winner"]) for row in rows] == [
+        (8_000, "group"),
+        (8_000, "group"),
+        (10_000, "list"),
+    ]
+
+
+@anyio
+@pytest.mark.rule("semantics 4.1a", "semantics 4.4c")
+async def test_a_group_price_that_began_after_the_quote_lowers_the_order_and_one_that_ended_is_kept(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    rice = await shop.product(list_fen=10_000, stock=20)
+    pin = await shop.open(show, rice)
+    quoted = await shop.quote(buyer, show, (pin, 3))
+    single = await shop.quote(buyer, show, (pin, 1))
+    async with shop.tx() as t:
+        line = await shop.products.set_price(
+            t, OPERATOR, rice.id, 8_000, EVERYONE, datetime.now(UTC) - timedelta(minutes=1), min_quantity=3
+        )
+    kept = await shop.quote(buyer, show, (pin, 4))
+    lowered = await shop.place(buyer, show, quoted)
+    assert lowered.total_fen == quoted.total_fen - 3 * 2_000
+    assert (await shop.place(buyer, show, single)).total_fen == single.total_fen
+    async with shop.tx() as t:
+        await shop.products.end_price(t, OPERATOR, line.id)
+    assert (await shop.place(buyer, show, kept)).total_fen == kept.total_fen
+
+
+@anyio
+async def test_a_group_price_is_for_no_plan_and_asks_for_a_number_that_one_can_order(shop: Shop) -> None:
+    rice = await shop.product()
+    for audience, many in ((PLAN_MEMBERS, 2), (EVERYONE, 0), (EVERYONE, 100)):
+        async with shop.tx() as t:
+            with pytest.raises(BadRequest):
+                await shop.products.set_price(
+                    t, OPERATOR, rice.id, 9_000, audience, datetime.now(UTC), min_quantity=many
+                )

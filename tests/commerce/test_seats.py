@@ -831,7 +831,7 @@ async def test_a_hold_whose_answer_was_lost_goes_back(
     assert (await stage.pay(show, member))[1] == 1
 
 
-async def _raise_away(*_: object) -> list[object]:
+async def _raise_away(*_: Any, **__: Any) -> Any:
     raise Unavailable
 
 
@@ -867,9 +867,7 @@ async def test_the_sweep_frees_the_seat_of_an_order_that_ended_while_the_store_w
     assert (await shop.seats.sweep(show)).released == 0
     async with shop.tx() as t:
         assert gone.member is not None and stays.member is not None and next_one.member is not None
-        standing = await shop.seats.standing_of(
-            t.conn, show, [gone.member, stays.member, next_one.member]
-        )
+        standing = await shop.seats.standing_of(t.conn, show, [gone.member, stays.member, next_one.member])
     assert {member for member, of in standing.items() if of[benefit.id].until} == {
         stays.member,
         next_one.member,

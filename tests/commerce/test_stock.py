@@ -455,7 +455,9 @@ async def test_a_household_is_a_place_and_not_its_writing() -> None:
     ):
         assert of(region, detail) != plain
     assert household_of("浙江省 杭州市", "文三路1号2幢301室", b"other") != plain
-    assert of("北京市 北京市 朝阳区", "望京1号") == of("北京 朝阳区", "望京 1号") == of("北京市朝阳", "望京1号")
+    assert (
+        of("北京市 北京市 朝阳区", "望京1号") == of("北京 朝阳区", "望京 1号") == of("北京市朝阳", "望京1号")
+    )
     assert of("广西壮族自治区 南宁市 青秀区", "民族大道1号") == of("广西 南宁 青秀", "民族大道1号")
     assert of("北京市 朝阳区", "花园小区1区2号") != of("北京市 朝阳区", "花园小区12号")
 

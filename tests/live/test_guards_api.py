@@ -111,6 +111,30 @@ async def test_a_cue_below_cost_runs_once_a_second_person_has_granted_it(shop: S
     assert "cost_fen" not in public.text
 
 
+@pytest.mark.rule("L20")
+async def test_coupons_without_a_quota_are_not_given_away_above_the_limit_by_one_alone(shop: Shop) -> None:
+    shop.parts.guards._approve_above_fen = 20_000
+    operator, owner, server = await shop.staff("operator"), await shop.staff(), await shop.shop_server()
+    members = [(await shop.member()).id for _ in range(4)]
+    rule = await operator.ok(
+        "POST", "/v1/coupon-rules", {"title": "百元券", "kind": "amount", "off_fen": 10_000}
+    )
+    path = f"/v1/coupon-rules/{rule['id']}/grants"
+    two = await operator.ok("POST", path, {"members": members[:2], "cause": "sorry"})
+    assert all(row["coupon"] for row in two["items"])
+    more = {"members": members[2:], "cause": "sorry"}
+    said = await refused(operator, "POST", path, more)  # a second batch counts with the first
+    assert said["code"] == "needs_approval"
+    assert said["rules"][0]["fen"] == 40_000
+    assert await server.refused("POST", path, more) == "forbidden"
+    await owner.ok("POST", f"/v1/approvals/{said['approval']}/decision", {"grant": True})
+    assert await operator.refused("POST", path, {**more, "members": members[1:]}) == "needs_approval"
+    assert all(row["coupon"] for row in (await operator.ok("POST", path, more))["items"])
+    other = {"members": members[:1], "cause": "again"}
+    assert await operator.refused("POST", path, other) == "needs_approval"
+    assert (await owner.ok("GET", f"/v1/coupon-rules/{rule['id']}"))["granted"] == 4
+
+
 async def test_staff_of_one_room_see_and_grant_what_is_asked_in_their_room(shop: Shop) -> None:
     owner = await shop.staff()
     show, room = await on_air(owner)

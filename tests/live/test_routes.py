@@ -510,6 +510,28 @@ async def after_the_order(owner: Caller, server: Caller, viewer: Caller, order: 
     assert not (await viewer.ok("DELETE", "/v1/me/plan/cancel"))["cancelled"]
 
 
+async def gifts_of_a_plan(viewer: Caller, plan: dict[str, Any], address: str) -> None:
+    """The sample of this month once, to one's address; the box waits for a birthday, which is told once."""
+    sample, box = plan["gifts"]
+    shown = await viewer.ok("GET", "/v1/me/gifts")
+    assert [(each["gift"]["title"], each["state"]) for each in shown["items"]] == [
+        ("小样", "due"),
+        ("生日礼盒", "waiting"),
+    ]
+    path = f"/v1/me/gifts/{sample['id']}/claim"
+    assert await viewer.refused("POST", path, {}) == "bad_request"
+    taken = await viewer.ok("POST", path, {"address": address})
+    assert taken["state"] == "claimed"
+    assert await viewer.ok("POST", path, {"address": address}) == taken
+    assert (
+        await viewer.refused("POST", f"/v1/me/gifts/{box['id']}/claim", {"address": address})
+        == "not_eligible"
+    )
+    assert await viewer.ok("PUT", "/v1/me/birthday", {"birthday": "02-29"}) == {"birthday": "02-29"}
+    assert await viewer.refused("PUT", "/v1/me/birthday", {"birthday": "03-01"}) == "already_decided"
+    assert await viewer.refused("PUT", "/v1/me/birthday", {"birthday": "02-31"}) == "bad_request"
+
+
 async def coupons_and_points(owner: Caller, server: Caller, viewer: Caller) -> None:
     """Rules of coupons, what they grant, campaigns of points, and what a plan saved."""
     member = (await viewer.ok("GET", "/v1/me"))["id"]
@@ -532,6 +554,14 @@ async def coupons_and_points(owner: Caller, server: Caller, viewer: Caller) -> N
     assert not {"owner", "quota", "granted", "audience", "cause"} & set(own)  # the shop's business
     (seen,) = (await owner.ok("GET", f"/v1/members/{member}/coupons"))["items"]
     assert seen["cause"].startswith("staff:anniversary:")
+    till = f"/v1/coupons/{own['id']}/use"
+    sale = {"reference": "till-7/0001", "amount_fen": 1_000}
+    used = await server.ok("POST", till, sale)
+    assert await server.ok("POST", till, sale) == used
+    assert await server.refused("POST", till, {"reference": "till-7/0002"}) == "coupon_used"
+    assert (await viewer.ok("GET", "/v1/me/coupons"))["items"][0]["state"] == "used"
+    await server.ok("DELETE", till, {"reference": "till-7/0001"})
+    assert (await viewer.ok("GET", "/v1/me/coupons"))["items"][0]["state"] == "free"
     await server.ok("DELETE", f"/v1/coupons/{own['id']}")
     assert (await viewer.ok("GET", "/v1/me/coupons"))["items"][0]["state"] == "void"
     window = {"from_at": "2026-01-01T00:00:00+08:00", "until_at": "2026-01-02T00:00:00+08:00"}
@@ -599,12 +629,24 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
         f"/v1/products/{oil['id']}/prices",
         {"unit_fen": 9_900, "audience": {"kind": "plan_members"}, "from_at": datetime.now(UTC).isoformat()},
     )
+    assert price["min_quantity"] == 1
+    many = {
+        "unit_fen": 9_900,
+        "audience": {"kind": "plan_members"},
+        "from_at": price["from_at"],
+        "min_quantity": 3,
+    }
+    assert await owner.refused("POST", f"/v1/products/{oil['id']}/prices", many) == "bad_request"
     card = await owner.ok("GET", f"/v1/products/{oil['id']}")
     assert [line["id"] for line in card["prices"]] == [price["id"]]
     far = {"unit_fen": 1, "from_at": "9999-12-31T23:59:59-14:00"}  # beyond what can be read back
     assert await owner.refused("POST", f"/v1/products/{oil['id']}/prices", far) == "bad_request"
     await owner.ok("DELETE", f"/v1/prices/{price['id']}")
-    plan = await server.ok("POST", "/v1/plans", PLAN)
+    gifts = [
+        {"title": "小样", "value_fen": 1_500, "every": "month"},
+        {"title": "生日礼盒", "every": "birthday"},
+    ]
+    plan = await server.ok("POST", "/v1/plans", {**PLAN, "gifts": gifts})
     await owner.ok("PATCH", f"/v1/plans/{plan['id']}", {"on_sale": True})
     assert [found["id"] for found in (await nobody.ok("GET", "/v1/plans"))["items"]] == [plan["id"]]
 
@@ -811,6 +853,7 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     await server.ok("GET", "/v1/odd-payments")
     await after_the_order(owner, server, viewer, order["order"])
     await coupons_and_points(owner, server, viewer)
+    await gifts_of_a_plan(viewer, plan, address["id"])
     refunded = await server.ok("POST", f"/v1/orders/{order['order']}/refund")
     assert refunded["state"] == "refunded"
 

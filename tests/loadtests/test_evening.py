@@ -56,6 +56,7 @@ async def test_everybody_who_is_cut_comes_back(stand: Stand) -> None:
     assert result.figure("reads of the log for those who came back, a show and node").value <= 3
 
 
+@pytest.mark.heavy
 async def test_who_never_reads_is_closed_and_who_reads_on_is_healed(stand: Stand) -> None:
     result = await scenarios.stalled(stand, viewers=130, seconds=1, rounds=1, rate=120)
     assert not wrong(result)
@@ -64,6 +65,7 @@ async def test_who_never_reads_is_closed_and_who_reads_on_is_healed(stand: Stand
     assert closed >= 1
 
 
+@pytest.mark.heavy
 async def test_claims_outlive_the_replacing_of_both_nodes(stand: Stand) -> None:
     result = await scenarios.rolling(stand, viewers=30, quota=7, seconds=1)
     assert not wrong(result)
@@ -71,6 +73,7 @@ async def test_claims_outlive_the_replacing_of_both_nodes(stand: Stand) -> None:
     assert result.figure("closed 4001").value >= 30, "each node's viewers were sent to the other"
 
 
+@pytest.mark.heavy
 async def test_classes_are_compared_at_equal_viewers(stand: Stand) -> None:
     result = await scenarios.classes(stand, viewers=30, seconds=1, rounds=1, rate=10)
     assert not wrong(result)

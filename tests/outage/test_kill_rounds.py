@@ -64,6 +64,7 @@ def test_without_the_count_of_pieces_the_rounds_are_found_wrong(folder: Path, bi
     assert f"--first {result.failed[0].plan.number}" in replay(result.failed[0])
 
 
+@pytest.mark.heavy
 def test_where_an_answer_comes_before_it_is_written_the_rounds_are_found_wrong(
     folder: Path, binaries: Binaries
 ) -> None:

@@ -21,7 +21,7 @@ from live.lua import Scripts
 from membership.actor import Actor, MemberId, OrderId, ShowId
 from membership.refusal import Refusal
 from membership.transaction import Connection, Transaction
-from tests.commerce.shop_stage import Shop
+from tests.commerce.shop_stage import OPERATOR, Shop
 from tests.conftest import Emptied, MakeShow
 
 pytestmark = pytest.mark.anyio
@@ -164,3 +164,39 @@ async def test_points_for_one_order_spent_by_many_at_once_are_spent_by_exactly_o
     assert sorted(words) == ["not_enough_points"] * (2 * AT_ONCE - 1) + ["placed"]
     assert len(await wants(first)) == 1
     assert (await first.balance(buyer)).active == 50
+
+
+@pytest.mark.rule("M46")
+async def test_one_coupon_online_and_at_the_till_at_once_is_had_by_exactly_one(
+    shops: list[Shop], make_show: MakeShow
+) -> None:
+    first, second = shops
+    show, buyer, offers = await set_up(first, make_show)
+    coupon = await first.grant(buyer, await first.rule())
+    quoted = await first.quote(buyer, show, (offers[0], 1), coupons=[coupon.id])
+
+    async def online() -> str:
+        try:
+            await first.place(buyer, show, quoted)
+        except Refusal as refusal:
+            return refusal.word
+        return "had"
+
+    async def till(number: int) -> str:
+        try:
+            async with second.tx() as t:
+                await second.coupons.use_at_till(t, OPERATOR, coupon.id, f"sale-{number}")
+        except Refusal as refusal:
+            return refusal.word
+        return "had"
+
+    acts = [act for number in range(AT_ONCE) for act in (online(), till(number))]
+    words = await asyncio.wait_for(asyncio.gather(*acts), 60)
+    assert sorted(words) == ["coupon_used"] * (2 * AT_ONCE - 1) + ["had"]
+    (row,) = await first.rows("SELECT state, order_id, till_reference FROM coupons")
+    assert (row["order_id"] is None) == (row["till_reference"] is not None)
+    assert row["state"] == ("used" if row["order_id"] is None else "held")
+    uses = await first.rows("SELECT reference FROM coupon_till_uses")
+    assert [use["reference"] for use in uses] == (
+        [] if row["till_reference"] is None else [row["till_reference"]]
+    )
