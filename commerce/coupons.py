@@ -501,6 +501,10 @@ class Coupons:
 
     async def _void(self, t: Transaction, where: str, value: str) -> int:
         await t.conn.execute(
+            f"SELECT 1 FROM coupons WHERE {where} ORDER BY id FOR NO KEY UPDATE",  # noqa: S608
+            [value],
+        )
+        await t.conn.execute(
             f"UPDATE coupons SET void_after = true WHERE {where} AND state IN ('held', 'used')",  # noqa: S608
             [value],
         )

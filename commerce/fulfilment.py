@@ -244,9 +244,14 @@ class Fulfilment:
                 LEFT JOIN products p ON p.id = l.product_id
                 LEFT JOIN LATERAL (
                     SELECT sum(r.quantity) AS pieces FROM order_refunds r
-                    WHERE r.order_id = o.id AND r.position = l.position) back ON true
+                    WHERE r.order_id = o.id
+                      AND r.position = l.position - CASE WHEN l.kind = 'gift' THEN 1 ELSE 0 END) back ON true
                 WHERE o.kind = 'goods' AND o.state = 'paid' AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
                   AND l.quantity > coalesce(back.pieces, 0)
+                  AND NOT (l.kind = 'gift' AND p.gift_audience->>'kind' IN ('plan_members', 'plans') AND EXISTS (
+                      SELECT 1 FROM plan_refunds g JOIN plan_terms t ON t.payment_id = g.payment_id
+                      WHERE t.member_id = o.member_id AND o.placed_at >= t.starts_at
+                        AND o.placed_at < g.refunded_at))
                 UNION ALL
                 SELECT o.id, 'resend', true, o.paid_at, o.promised_until, NULL, p.sku, l.name, w.quantity,
                     o.address, c.id, NULL, l.position

@@ -20,7 +20,7 @@ from commerce.orders import Orders
 from commerce.prices import MemberDay, PriceChanged
 from commerce.refund_lines import AlreadyRefunded
 from commerce.returns import Returns
-from commerce.savings import plan_kinds, saved_on
+from commerce.savings import plan_kinds, purchase_gifts, saved_on
 from commerce.seats import Seats
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId
 from membership.audit import Audit
@@ -180,7 +180,7 @@ class PlanRefunds:
         gifts = (
             *await self._join_gifts(conn, held),
             *await self._period_gifts(conn, held),
-            *await self._order_gifts(conn, orders),
+            *await self._order_gifts(conn, held),
         )
         return bill_of(held, price_fen, freight_fen, gifts, whole_until, self.later)
 
@@ -309,31 +309,17 @@ class PlanRefunds:
         ).fetchall()
         return [PlanGift(cause="period", **row) for row in rows]
 
-    async def _order_gifts(self, conn: Connection, orders: Sequence[str]) -> list[PlanGift]:
-        """Gifts that came with purchases because of the plan. The order that brings them stands."""
-        rows = await (
-            await conn.execute(
-                """
-                SELECT l.name, l.gift_value_fen * l.quantity AS value_fen,
-                    coalesce((SELECT bool_and(s.returned_at IS NOT NULL) FROM parcels s
-                        WHERE s.order_id = l.order_id), false) AS returned
-                FROM order_lines l JOIN products p ON p.id = l.product_id
-                WHERE l.order_id = ANY(%s::uuid[]) AND l.kind = 'gift'
-                  AND p.gift_audience->>'kind' IN ('plan_members', 'plans')
-                ORDER BY l.order_id, l.position
-                """,
-                [list(orders)],
-            )
-        ).fetchall()
+    async def _order_gifts(self, conn: Connection, held: _Held) -> list[PlanGift]:
+        """Gifts that came with purchases because of the plan. What is not sent yet is left out of the parcel."""
         return [
             PlanGift(
                 cause="order",
-                title=row["name"],
-                value_fen=row["value_fen"],
-                sent=True,
-                returned=row["returned"],
+                title=gift.title,
+                value_fen=gift.value_fen,
+                sent=gift.sent,
+                returned=gift.returned,
             )
-            for row in rows
+            for gift in await purchase_gifts(conn, held.member, held.starts_at, held.now)
         ]
 
 

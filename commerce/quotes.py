@@ -25,7 +25,6 @@ from commerce.grants import early_products
 from commerce.messages import LINES_MAX, QUANTITY_MAX, LineInput
 from commerce.price_history import PriceHistory, cut_since
 from commerce.prices import (
-    CANDIDATE_KINDS,
     Candidate,
     CandidateKind,
     MemberDay,
@@ -49,7 +48,18 @@ from membership.refusal import BadRequest, Unauthenticated
 from membership.transaction import Connection
 
 QUOTE_S_MAX = 600
+# In a token a kind is its place here, and another version of us may read it: what is new comes at the end.
 COUPON_KINDS: tuple[CouponKind, ...] = ("amount", "percent", "freight")
+SIGNED_KINDS: tuple[CandidateKind, ...] = (
+    "list",
+    "price_list",
+    "member",
+    "plan_percent",
+    "tier",
+    "member_day",
+    "flash",
+    "group",
+)
 
 
 class QuotedLine(Struct, frozen=True, kw_only=True):
@@ -330,8 +340,8 @@ class Quotes:
                         line.offer,
                         line.quantity,
                         line.unit_fen,
-                        CANDIDATE_KINDS.index(line.winner),
-                        [[CANDIDATE_KINDS.index(each.kind), each.unit_fen] for each in line.candidates],
+                        SIGNED_KINDS.index(line.winner),
+                        [[SIGNED_KINDS.index(each.kind), each.unit_fen] for each in line.candidates],
                         int(line.gift_text is not None),
                         line.coupon_fen,
                         line.points_fen,
@@ -430,8 +440,8 @@ class Quotes:
                         OfferId(offer),
                         quantity,
                         unit_fen,
-                        CANDIDATE_KINDS[winner],
-                        tuple(Candidate(CANDIDATE_KINDS[kind], fen) for kind, fen in candidates),
+                        SIGNED_KINDS[winner],
+                        tuple(Candidate(SIGNED_KINDS[kind], fen) for kind, fen in candidates),
                         bool(gift),
                         coupon_fen,
                         points_fen,

@@ -7,6 +7,7 @@ members of a plan may use.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -39,6 +40,47 @@ class Savings(Struct, frozen=True, kw_only=True):
     left_fen: int
 
 
+class PurchaseGift(Struct, frozen=True, kw_only=True):
+    """A gift that came with a purchase because of the plan: the stated value of the pieces that were kept."""
+
+    title: str
+    value_fen: int
+    sent: bool
+    returned: bool
+
+
+async def purchase_gifts(
+    conn: Connection, member: MemberId, since: datetime, until: datetime | None = None
+) -> tuple[PurchaseGift, ...]:
+    """The gifts of paid orders placed in that time. A piece that was refunded takes its gift with it; a gift's
+    line stands behind the line of goods it came with."""
+    rows = await (
+        await conn.execute(
+            """
+            SELECT l.name AS title, l.gift_value_fen * (l.quantity - back.pieces) AS value_fen,
+                o.state = 'fulfilled' OR coalesce(parcels.sent, false) AS sent,
+                coalesce(parcels.returned, false) AS returned
+            FROM orders o JOIN order_lines l ON l.order_id = o.id
+            JOIN products p ON p.id = l.product_id
+            CROSS JOIN LATERAL (
+                SELECT coalesce(sum(r.quantity), 0)::bigint AS pieces FROM order_refunds r
+                WHERE r.order_id = o.id AND r.position = l.position - 1) back
+            CROSS JOIN LATERAL (
+                SELECT count(*) > 0 AS sent, bool_and(s.returned_at IS NOT NULL) AS returned FROM parcels s
+                WHERE s.order_id = o.id) parcels
+            WHERE o.member_id = %(member)s AND o.kind = 'goods' AND o.state = ANY(%(paid)s)
+              AND o.placed_at >= %(since)s
+              AND (%(until)s::timestamptz IS NULL OR o.placed_at < %(until)s)
+              AND l.kind = 'gift' AND l.quantity > back.pieces
+              AND p.gift_audience->>'kind' = ANY(%(only)s)
+            ORDER BY o.id, l.position
+            """,
+            {"member": member, "since": since, "until": until, "paid": list(PAID), "only": PLAN_ONLY},
+        )
+    ).fetchall()
+    return tuple(PurchaseGift(**row) for row in rows)
+
+
 class SavingsMeter:
     """Adds up what members have saved."""
 
@@ -60,7 +102,7 @@ class SavingsMeter:
                     SELECT * FROM orders WHERE member_id = %(member)s AND kind = 'goods'
                       AND placed_at >= %(since)s AND state = ANY(%(paid)s)
                 ), kept AS (
-                    SELECT l.order_id, l.kind, l.product_id, l.gift_value_fen, l.line_fen, l.quantity,
+                    SELECT l.order_id, l.kind, l.line_fen, l.quantity,
                         l.quantity - coalesce((SELECT sum(r.quantity) FROM order_refunds r
                             WHERE r.order_id = l.order_id AND r.position = l.position), 0) AS pieces
                     FROM order_lines l JOIN own ON own.id = l.order_id
@@ -70,10 +112,7 @@ class SavingsMeter:
                             SELECT sum(c.off_fen) FROM order_coupons c
                             WHERE c.order_id = o.id AND c.kind = 'freight'), 0))), 0)
                         FROM own o WHERE o.freight_list_fen IS NOT NULL)::bigint AS freight_fen,
-                    (SELECT coalesce(sum(k.gift_value_fen * k.pieces), 0)
-                        FROM kept k JOIN products p ON p.id = k.product_id
-                        WHERE k.kind = 'gift' AND p.gift_audience->>'kind' = ANY(%(only)s))::bigint
-                    + (SELECT coalesce(sum(b.value_fen), 0)
+                    (SELECT coalesce(sum(b.value_fen), 0)
                         FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
                         WHERE c.member_id = %(member)s AND c.state = 'confirmed' AND b.what = 'gift'
                           AND c.claimed_at >= %(since)s
@@ -90,7 +129,9 @@ class SavingsMeter:
             )
         ).fetchone()
         assert row is not None
-        total_fen = price_fen + sum(row.values())
+        bought = await purchase_gifts(conn, member, term.starts_at)
+        gift_fen = row["gift_fen"] + sum(gift.value_fen for gift in bought if not gift.returned)
+        total_fen = price_fen + row["freight_fen"] + gift_fen + row["coupon_fen"]
         return Savings(
             plan=term.plan,
             plan_name=term.plan_name,
@@ -100,7 +141,7 @@ class SavingsMeter:
             fee_fen=plan.fee_fen,
             price_fen=price_fen,
             freight_fen=row["freight_fen"],
-            gift_fen=row["gift_fen"],
+            gift_fen=gift_fen,
             coupon_fen=row["coupon_fen"],
             total_fen=total_fen,
             left_fen=max(0, plan.fee_fen - total_fen),

@@ -345,10 +345,10 @@ class PaperShop:
         refused = self._hold_pieces(order)
         if refused:
             return refused
-        if any(self.coupons[which].state != "free" for which, _ in order.basket.coupons):
-            return "coupon_used"
         if order.basket.points > self.buyers[order.buyer].points:
             return "not_enough_points"
+        if any(self.coupons[which].state != "free" for which, _ in order.basket.coupons):
+            return "coupon_used"
         return self._take_stock(order)
 
     def _now(self, quote: Basket) -> Basket:

@@ -17,7 +17,7 @@ from commerce.plan_refunds import Bill, Later, OnlyAtEnd, PlanRefunds, left_of
 from commerce.prices import MemberDay, PriceChanged
 from commerce.refund_lines import AlreadyRefunded
 from commerce.refunds import Refunds
-from commerce.savings import saved_on
+from commerce.savings import SavingsMeter, saved_on
 from commerce.stock import Stock
 from membership.actor import Actor, OrderId, PaymentId, ShowId
 from membership.audience import EVERYONE, PLAN_MEMBERS
@@ -182,7 +182,8 @@ async def test_a_gift_of_joining_that_was_not_sent_is_recalled_though_another_gi
     show = await make_show()
     await open_gift(shop, show)
     buyer, _ = await joined(shop, await shop.plan(), show)
-    await buy(shop, show, buyer, 1, list_fen=12_000, member_fen=None, gift_text="小勺", gift_value_fen=300)
+    spoon = {"list_fen": 12_000, "member_fen": None, "gift_text": "小勺", "gift_value_fen": 300}
+    await send(shop, (await buy(shop, show, buyer, 1, **spoon)).order)
     shown = await give_back(shop, giving_back(shop), buyer)
     assert [(gift.cause, gift.sent) for gift in shown.gifts] == [("join", False), ("order", True)]
     assert shown.payable_fen == 19_600
@@ -248,11 +249,60 @@ async def test_a_gift_with_a_purchase_because_of_the_plan_is_deducted(
     show = await make_show()
     buyer, _ = await joined(shop, await shop.plan())
     more = {"list_fen": 12_000, "member_fen": None, "gift_text": "小勺", "gift_value_fen": 300}
-    await buy(shop, show, buyer, 2, **more)
-    await buy(shop, show, buyer, 1, **{**more, "gift_audience": EVERYONE})
+    await send(shop, (await buy(shop, show, buyer, 2, **more)).order)
+    await send(shop, (await buy(shop, show, buyer, 1, **{**more, "gift_audience": EVERYONE})).order)
     shown = await bill(shop, giving_back(shop), buyer)
     assert [(gift.title, gift.value_fen) for gift in shown.gifts] == [("小勺", 600)]
     assert (shown.gifts_fen, shown.payable_fen) == (600, 19_300)
+
+
+async def test_bill_and_meter_count_the_same_pieces_of_a_purchases_gift(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    """A piece that was refunded, a parcel that came back and an order that is not paid keep no gift."""
+    show = await make_show()
+    buyer, _ = await joined(shop, await shop.plan())
+    spoon = {"list_fen": 12_000, "member_fen": None, "gift_text": "小勺", "gift_value_fen": 300}
+    placed = await buy(shop, show, buyer, 3, **spoon)
+    await shop.buy(buyer, show, (await shop.open(show, await shop.product(**spoon)), 1))
+
+    async def counted() -> tuple[int, int]:
+        assert buyer.member is not None
+        async with shop.tx() as t:
+            meter = await SavingsMeter(shop.plans).of(t.conn, buyer.member)
+        assert meter is not None
+        return (await bill(shop, giving_back(shop), buyer)).gifts_fen, meter.gift_fen
+
+    assert await counted() == (0, 900)  # to be sent: it would be left out
+    refunds = Refunds(shop.payments, shop.orders, shop.points, Stock())
+    async with shop.tx() as t:
+        await refunds.lines(t, OPERATOR, placed.order, {1: 1}, "case")
+    await send(shop, placed.order)
+    assert await counted() == (600, 600)
+    await send(shop, placed.order, returned=True)
+    assert await counted() == (0, 0)
+
+
+async def test_a_purchases_gift_that_was_not_sent_when_the_plan_went_back_is_left_out_of_the_parcel(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    buyer, _ = await joined(shop, await shop.plan())
+    spoon = {"list_fen": 12_000, "member_fen": None, "gift_text": "小勺", "gift_value_fen": 300}
+    paid = await buy(shop, show, buyer, 1, **spoon)
+    waiting = await shop.buy(buyer, show, (await shop.open(show, await shop.product(**spoon)), 1))
+    anyones = await buy(shop, show, buyer, 1, **{**spoon, "gift_audience": EVERYONE})
+
+    async def spoons() -> set[str]:
+        async with shop.tx() as t:
+            rows = await Fulfilment(shop.orders)._to_send(t.conn, show, 50)
+        return {str(row["order"]) for row in rows if row["name"] == "小勺"}
+
+    assert await spoons() == {paid.order, anyones.order}
+    shown = await give_back(shop, giving_back(shop), buyer)
+    assert (shown.way, shown.gifts_fen) == ("whole", 0)
+    await shop.pay(waiting.order, waiting.total_fen)
+    assert await spoons() == {anyones.order}
 
 
 # --- another sum, twice, at once ---

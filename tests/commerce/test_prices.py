@@ -26,7 +26,7 @@ from commerce.prices import (
     round_half_up,
 )
 from commerce.products import PriceEntry, Product, ProductPatch
-from commerce.quotes import Quotes, checked_lines
+from commerce.quotes import SIGNED_KINDS, Quotes, checked_lines
 from membership.actor import NOBODY, Facts, PlanId, ProductId, new_id
 from membership.audience import EVERYONE, PLAN_MEMBERS, Audience
 from membership.refusal import BadRequest
@@ -447,6 +447,12 @@ async def test_a_forged_or_foreign_or_expired_token_is_refused(shop: Shop, make_
 
 def test_the_candidates_order_puts_flash_last() -> None:
     assert CANDIDATE_KINDS[-1] == "flash"
+
+
+def test_a_quote_signed_by_another_version_names_the_same_kinds() -> None:
+    """Kinds are signed by their places: old places never move, and every kind has one."""
+    assert SIGNED_KINDS[:7] == ("list", "price_list", "member", "plan_percent", "tier", "member_day", "flash")
+    assert sorted(SIGNED_KINDS) == sorted(CANDIDATE_KINDS)
 
 
 @anyio

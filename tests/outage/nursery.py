@@ -3,7 +3,7 @@
     python -P -m tests.outage.nursery [--hurried] [--without GUARD]
 
 A line of JSON on stdin asks for a process: its arguments as on the command line, its environment, where its
-output goes. The answer is its id. `--hurried` shortens four waits of the product that a round would otherwise
+output goes. The answer is its id. `--hurried` shortens five waits of the product that a round would otherwise
 sit out: they only say when the tables, or the provider, are asked about what was left. `--without` takes a
 guard out of the product, so that who looks for what is lost or oversold can be seen to find some.
 """
@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 import uuid_utils
 
+import commerce.payment_health
 import commerce.pieces
 import commerce.seats
 import live.__main__
@@ -38,6 +39,7 @@ HOLD_LOOKED_AT_MS: Final = 3_000  # 60 s in the product
 MONEY_ASKED_FOR_S: Final = 2.0  # 30 s in the product
 KEY_FREE_MS: Final = 2_000  # of a request that died with its process; 60 s in the product
 MONEY_ROUND_S: Final = 1.0  # 5 s in the product
+LOOKED_BACK_S: Final = 2  # at money found late, before a flash starts; 600 s in the product
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -53,7 +55,8 @@ def hurry() -> None:
     assert hasattr(commerce.pieces, "UNSETTLED_MS") and hasattr(live.jobs, "MONEY_S")
     commerce.pieces.UNSETTLED_MS = HOLD_LOOKED_AT_MS
     live.jobs.MONEY_S = MONEY_ROUND_S  # type: ignore[misc]
-    assert hasattr(live.http, "KEY_RUNNING_MS")
+    assert hasattr(live.http, "KEY_RUNNING_MS") and hasattr(commerce.payment_health, "LOOKED_BACK_S")
+    commerce.payment_health.LOOKED_BACK_S = LOOKED_BACK_S
     live.http.KEY_RUNNING_MS = KEY_FREE_MS  # type: ignore[misc]
     defaults = Payments.ask_due.__kwdefaults__
     assert defaults is not None and "after_s" in defaults

@@ -110,6 +110,27 @@ async def test_money_that_comes_uses_the_coupon_before_the_shelf(
         assert not await is_free(conn, "SELECT 1 FROM coupons WHERE id = %s", coupon.id)
 
 
+async def test_coupons_taken_back_together_are_locked_in_the_order_of_their_ids(shop: GuardedShop) -> None:
+    rule = await shop.rule()
+    given = []
+    for _ in range(3):
+        buyer = await shop.buyer()
+        assert buyer.member is not None
+        async with shop.tx() as t:
+            given.append(await shop.coupons.grant(t, buyer.member, rule.id, "claim:1", nth=len(given) + 1))
+    first, middle, last = sorted(coupon.id for coupon in given)
+    await shop.rows("UPDATE coupons SET void_after = true WHERE id = %s RETURNING id", first)  # now last on disk
+
+    async def void() -> None:
+        async with shop.tx() as t:
+            assert await shop.coupons.void(t, "claim:1") == 3
+
+    lock = "SELECT 1 FROM coupons WHERE id = %s FOR NO KEY UPDATE"
+    async with held_up(shop, lock, [middle], void()) as conn:
+        assert not await is_free(conn, "SELECT 1 FROM coupons WHERE id = %s", first)
+        assert await is_free(conn, "SELECT 1 FROM coupons WHERE id = %s", last)
+
+
 async def test_an_order_takes_points_before_coupons(shop: GuardedShop, make_show: MakeShow) -> None:
     show, buyer = await make_show(), await shop.buyer()
     await shop.give_points(buyer, 1_000)
