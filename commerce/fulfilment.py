@@ -248,7 +248,8 @@ class Fulfilment:
                       AND r.position = l.position - CASE WHEN l.kind = 'gift' THEN 1 ELSE 0 END) back ON true
                 WHERE o.kind = 'goods' AND o.state = 'paid' AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
                   AND l.quantity > coalesce(back.pieces, 0)
-                  AND NOT (l.kind = 'gift' AND p.gift_audience->>'kind' IN ('plan_members', 'plans') AND EXISTS (
+                  AND (l.kind <> 'gift' OR coalesce(p.gift_audience->>'kind', '') NOT IN ('plan_members', 'plans')
+                    OR NOT EXISTS (
                       SELECT 1 FROM plan_refunds g JOIN plan_terms t ON t.payment_id = g.payment_id
                       WHERE t.member_id = o.member_id AND o.placed_at >= t.starts_at
                         AND o.placed_at < g.refunded_at))

@@ -17,6 +17,7 @@ from commerce.budgets import Budgets, piece_of, yuan
 from commerce.payment_health import PaymentsDown, read_health
 from membership.actor import Actor, BenefitId, ProductId, ShowId
 from membership.audience import Audience
+from membership.moment import in_ms
 from membership.refusal import Refusal
 from membership.transaction import Connection, Transaction
 
@@ -130,6 +131,9 @@ class Guards:
         await self._budgets.lock(t.conn)
         await self._budgets.note(t.conn, benefit, piece_fen)
         terms = {name: row[name] for name in _BENEFIT_TERMS}
+        terms["until"] = None if row["until_at"] is None else in_ms(row["until_at"])
+        for name in ("starts_at", "closes_at"):  # as spans: the moment of opening is new with each try
+            terms[name] = None if row[name] is None else row[name] - row["opened_at"]
         await self._settle(
             t,
             actor,
@@ -408,7 +412,7 @@ class Guards:
         return int(-(-(row["benefits"] + row["coupons"]) * 1000 // row["goods"]))
 
 
-# What an approval of a benefit is bound to; the id and the moments are new with each try.
+# What an approval of a benefit is bound to, with its times; its id is new with each try.
 _BENEFIT_TERMS = (
     "title",
     "body",

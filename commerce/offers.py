@@ -243,7 +243,8 @@ class Offers:
 
     async def close_unfit(self, t: Transaction, product: Product) -> list[Offer]:
         """End a product's open offers when it is off the shelf, or was narrowed to another audience: what a
-        viewer may not know of goes from open pages too."""
+        viewer may not know of goes from open pages too, also from the cards of bundles that contain it."""
+        await self._refresh_bundles(t, product.id)
         rows = await (
             await t.conn.execute(
                 "SELECT id, audience FROM offers WHERE product_id = %s AND status = 'open' ORDER BY id",
@@ -307,15 +308,8 @@ class Offers:
                 [show],
             )
         ).fetchall()
-        changed = 0
-        for telling in await self._tellings(conn, show, [str(row["id"]) for row in rows], at):
-            no_stock = "1" if telling.no_stock else ""
-            changed += int(
-                await self._refresh(
-                    show, ["offers"], [telling.row.id, telling.parts, telling.gone_parts, no_stock]
-                )
-            )
-        return changed
+        tellings = await self._tellings(conn, show, [str(row["id"]) for row in rows], at)
+        return sum([await self._tell_refreshed(telling) for telling in tellings])
 
     async def settle(self, t: Transaction, limit: int = 100) -> int:
         """Tell shows of offers that were opened or closed and, after a crash, not told. For the job."""
@@ -513,6 +507,32 @@ class Offers:
                 encoded(OfferSoldOut(offer=row.id)),
             ],
         )
+
+    async def _tell_refreshed(self, telling: _Telling) -> int:
+        no_stock = "1" if telling.no_stock else ""
+        return int(
+            await self._refresh(
+                telling.row.show, ["offers"], [telling.row.id, telling.parts, telling.gone_parts, no_stock]
+            )
+        )
+
+    async def _refresh_bundles(self, t: Transaction, part: ProductId) -> None:
+        """Bring the open cards of bundles with this part up to date after the commit. Where Redis cannot be
+        asked, the job does it."""
+        rows = await (
+            await t.conn.execute(
+                """
+                SELECT o.show_id, array_agg(o.id::text ORDER BY o.id) AS offers
+                FROM offers o JOIN bundle_parts b ON b.bundle_id = o.product_id
+                WHERE b.part_id = %s AND o.status = 'open' AND o.announced_at IS NOT NULL GROUP BY o.show_id
+                """,
+                [part],
+            )
+        ).fetchall()
+        for row in rows:
+            with contextlib.suppress(Unavailable):
+                for telling in await self._tellings(t.conn, ShowId(row["show_id"]), row["offers"]):
+                    t.after_commit(lambda telling=telling: self._tell_refreshed(telling))  # type: ignore[misc]
 
     async def _tell_closed(self, offer: Offer, bit: int) -> None:
         event = OfferClosed(offer=offer.id, reason=offer.close_reason or "staff")

@@ -45,6 +45,9 @@ RELEASE_PAGE = 200  # seats of ended orders looked at in one sweep of a show
 SETTLING_GRACE_MS = 5_000  # a payment's transaction is shorter; after that the tables are asked
 REFUND_H = 24  # late money without a gift: one tap gives it back
 
+SeatWord = Literal[
+    "held", "settling", "confirmed", "lapsed", "already_claimed", "paused", "reserved_out", "sold_out"
+]
 MissedWhy = Literal["sold_out", "reserved_out", "closed", "already_claimed"]
 
 
@@ -52,12 +55,12 @@ class SeatStatus(Struct, frozen=True, kw_only=True):
     """How a member who starts to pay stands with the open benefit for joining.
 
     `held`: a seat until `until` (ms). `settling`, `confirmed`: paid already. `lapsed`: had a seat before; one
-    that is still free when the money comes is given. `paused`, `reserved_out` (one may queue), `sold_out`:
-    none now.
+    that is still free when the money comes is given. `already_claimed`: had the gift and gave the plan back;
+    it is given once. `paused`, `reserved_out` (one may queue), `sold_out`: none now.
     """
 
     benefit: BenefitId
-    status: Literal["held", "settling", "confirmed", "lapsed", "paused", "reserved_out", "sold_out"]
+    status: SeatWord
     until: int | None = None
 
 
@@ -165,6 +168,8 @@ class Seats:
             return None
         if status == "held":
             await self._write(t.conn, benefit.id, [_Change(int(change), member, "held", until.decode(), "")])
+        if status == "confirmed" and await self._was_taken_back(t.conn, benefit.id, member):
+            status = "already_claimed"
         return SeatStatus(
             benefit=benefit.id,
             status="held" if status == "holding" else status,
@@ -619,6 +624,14 @@ class Seats:
         )
         row = await found.fetchone()
         return None if row is None else await read_terms(conn, BenefitId(str(row["id"])))
+
+    async def _was_taken_back(self, conn: Connection, benefit: BenefitId, member: MemberId) -> bool:
+        """Recalled or deducted when the plan was given back; its rank stays taken."""
+        found = await conn.execute(
+            "SELECT 1 FROM benefit_claims WHERE benefit_id = %s AND member_id = %s AND state <> 'confirmed'",
+            [benefit, member],
+        )
+        return await found.fetchone() is not None
 
     async def _is_judged_out(self, conn: Connection, benefit: Benefit, member: MemberId) -> bool:
         return benefit.is_conditional and bool(await judge(conn, benefit, [member], {}))

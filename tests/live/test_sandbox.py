@@ -226,7 +226,7 @@ async def test_the_page_says_what_is_paid_and_leads_back(make_scene: MakeScene) 
     page = await scene.provider.create(request)
     shown = await scene.browser.get(page.url)
     assert shown.status_code == 200
-    assert "CNY 109.00" in shown.text
+    assert "¥109.00" in shown.text
     assert request.order in shown.text
     assert "<script" not in shown.text
     assert "&lt;script&gt;" in shown.text
