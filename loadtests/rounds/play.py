@@ -233,7 +233,7 @@ class Round:
         )
         if answer.ok:
             return str(answer.body["id"])
-        if answer.code != "already_open":
+        if answer.code != "benefit_open":
             raise LoadError(f"the benefit for joining was not opened: {answer.body}")
         found = await self._brand.do("GET", f"/v1/shows/{show}/benefits", clients=self._clients)
         return next(str(each["id"]) for each in found["items"] if each["needs"] == "join")

@@ -165,9 +165,9 @@ class Shop:
     def comment(self, show: str, text: str) -> None:
         self.staff("POST", f"/v1/shows/{show}/comments", {"text": text})
 
-    def join(self, token: str, show: str) -> None:
-        """Pay for the year's plan on the sandbox's page, and wait until its webhook has been taken in."""
-        body = {"plan": self.plan["id"], "show": show, "key": secrets.token_hex(8)}
+    def join(self, token: str, show: str, plan: str | None = None) -> None:
+        """Pay for the year's plan, or another, on the sandbox's page; wait until its webhook has been taken in."""
+        body = {"plan": plan or self.plan["id"], "show": show, "key": secrets.token_hex(8)}
         self._pay(self.viewer(token, "POST", "/v1/me/joins", body)["payment_url"])
         until = time.monotonic() + ANSWER_MS / 1000
         while self.viewer(token, "GET", "/v1/me")["kind"] != "plan":

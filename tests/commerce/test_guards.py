@@ -245,6 +245,26 @@ async def test_prices_below_cost_need_a_second_person_wherever_they_are_set(shop
         await shop.products.update(t, HOST, made.id, ProductPatch(name="特价品"))
 
 
+async def test_a_grant_for_a_benefit_is_bound_to_its_times(shop: GuardedShop, make_show: MakeShow) -> None:
+    show, product = await make_show(), await shop.product()
+    await shop.limit("show", show, 10_000)
+    until = 4_000_000_000_000
+    granted: dict[str, Any] = {
+        "what": "early_access",
+        "products": (product.id,),
+        "until": until,
+        "seconds": 60,
+        "starts_in_s": 10,
+    }
+    with pytest.raises(OverBudget) as refused:
+        await shop.give(show, **granted)
+    await shop.granted(refused.value)
+    for other in ({"until": until + 1}, {"until": None}, {"seconds": 3_600}, {"starts_in_s": 300}):
+        with pytest.raises(OverBudget):
+            await shop.give(show, **{**granted, **other})
+    await shop.give(show, **granted)
+
+
 # --- no_promo (L31) ---
 
 

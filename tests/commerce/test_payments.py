@@ -553,7 +553,10 @@ async def test_marked_money_is_sent_back_once(shop: Shop, make_show: MakeShow) -
     buyer, placed, _ = await bought(shop, show)
     await shop.pay(placed.order, placed.total_fen, "first")
     await shop.pay(placed.order, placed.total_fen, "second")
+    waiting = "SELECT r.amount_fen FROM payment_returns_open o JOIN payment_returns r ON r.id = o.return_id"
+    assert await shop.rows(waiting) == [{"amount_fen": placed.total_fen}]
     assert await shop.payments.return_due(shop.database) == 1
+    assert await shop.rows(waiting) == []  # what went is looked at no more
     assert await shop.payments.return_due(shop.database) == 0
     assert list(shop.provider.returns.values()) == [("second", placed.total_fen)]
     async with shop.tx() as t:

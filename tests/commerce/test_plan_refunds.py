@@ -594,3 +594,15 @@ async def test_a_seat_does_not_reopen_when_its_plan_is_given_back(shop: Shop, ma
     assert benefits
     assert other.seat is not None
     assert other.seat.status == "sold_out"
+
+
+async def test_who_gave_the_plan_back_and_joins_again_hears_that_the_gift_is_given_once(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, plan = await make_show(), await shop.plan()
+    await open_gift(shop, show)
+    buyer, _ = await joined(shop, plan, show)
+    await give_back(shop, giving_back(shop), buyer)
+    rejoined = await shop.join(await shop.again(buyer), plan.id, show)
+    assert rejoined.seat is not None
+    assert (rejoined.seat.status, rejoined.seat.until) == ("already_claimed", None)

@@ -331,6 +331,28 @@ async def test_a_bundle_that_cannot_be_is_refused(shop: Shop) -> None:
     assert members_box.free == 10
 
 
+async def test_a_part_that_is_narrowed_goes_from_the_open_card_of_its_bundle_at_once(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, rice, oil = await make_show(), await shop.product(name="米"), await shop.product(name="油")
+    pin = await shop.open(show, await bundle(shop, (rice, 1), (oil, 1)))
+    async with shop.tx() as t:
+        await shop.offers.settle(t)
+
+    async def named() -> list[str]:
+        seen = await shop.seen(show, pin, shop.guest())
+        assert seen is not None
+        return sorted(part["name"] for part in seen["product"]["parts"])
+
+    assert await named() == ["油", "米"]
+    async with shop.tx() as t:
+        changed = await shop.products.update(t, OPERATOR, rice.id, ProductPatch(audience=PLAN_MEMBERS))
+        await shop.offers.close_unfit(t, changed)
+    assert await named() == ["油"]
+    async with shop.tx() as t:
+        assert not await shop.offers.refresh(t.conn, show)  # nothing is left for the job
+
+
 async def test_what_a_bundle_is_made_of_stays(shop: Shop) -> None:
     box = await bundle(shop, (await shop.product(), 1))
     for statement in ("UPDATE bundle_parts SET quantity = 2", "DELETE FROM bundle_parts"):

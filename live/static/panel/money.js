@@ -8,6 +8,7 @@ import { Cases } from "./cases.js";
 import { CouponRules } from "./coupons.js";
 import { IncidentBar, IncidentButton, useIncident } from "./incident.js";
 import { Payments, actsOf } from "./payments.js";
+import { Plans } from "./plans.js";
 import { Products } from "./products.js";
 import { Sending } from "./sending.js";
 import { Icon, Menu, html, t, useWide } from "./ui.js";
@@ -17,6 +18,7 @@ const PARTS = [
   { name: "cases", part: Cases, needs: "member.read" },
   { name: "sending", part: Sending, needs: "member.read" },
   { name: "products", part: Products, needs: null },
+  { name: "plans", part: Plans, needs: null },
   { name: "coupons", part: CouponRules, needs: null },
   { name: "campaigns", part: Campaigns, needs: null },
   { name: "budgets", part: Budgets, needs: null },

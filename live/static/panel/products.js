@@ -4,6 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 import { get, patch, post, put } from "./api.js";
 import { count, fenOf, money } from "./format.js";
 import { Listed, usePage } from "./lists.js";
+import { PriceLines } from "./price_lines.js";
 import { StockLedger } from "./stock_ledger.js";
 import { Button, Dialog, Icon, Problem, SelectField, TextField, html, known, t, useAct } from "./ui.js";
 
@@ -17,6 +18,7 @@ export function Products({ may }) {
   const [search, setSearch] = useState("");
   const page = usePage(`/v1/products?limit=100${search.trim() ? `&search=${encodeURIComponent(search.trim())}` : ""}`);
   const [editing, edit] = useState(null);
+  const [pricing, price] = useState(null);
   const [making, make] = useState(false);
   const [imports, setImports] = useState(0);
   const can = may("catalog.write");
@@ -36,10 +38,11 @@ export function Products({ may }) {
       <${TextField} label=${t("products_search")} type="search" value=${search} onInput=${setSearch} class="money__pick" />
       <${Listed} page=${page} empty=${t("no_products")}>
         <ul class="rows rows--pairs">
-          ${(page.list ?? []).map((product) => html`<${Row} key=${product.id} product=${product} can=${can} onEdit=${() => edit(product)} />`)}
+          ${(page.list ?? []).map((product) => html`<${Row} key=${product.id} product=${product} can=${can} onEdit=${() => edit(product)} onPrices=${() => price(product)} />`)}
         </ul>
       <//>
       ${editing && html`<${Edit} product=${editing} onClose=${() => edit(null)} onDone=${done} />`}
+      ${pricing && html`<${PriceLines} product=${pricing} can=${can} onClose=${() => price(null)} />`}
       ${making && html`<${NewBundle} products=${(page.list ?? []).filter((one) => !one.bundle && one.stock_mode !== "presale")} onClose=${() => make(false)} onDone=${done} />`}
     </section>
     ${can && html`<${StockImport} onDone=${imported} />`}
@@ -53,7 +56,7 @@ function stockText(product) {
   return t("stock_n", { n: count(product.stock) });
 }
 
-function Row({ product, can, onEdit }) {
+function Row({ product, can, onEdit, onPrices }) {
   const limits = [
     product.max_per_member && t("limit_member", { n: product.max_per_member }),
     product.max_per_household && t("limit_household", { n: product.max_per_household }),
@@ -69,7 +72,7 @@ function Row({ product, can, onEdit }) {
           ${product.member_fen != null && html`<span>${t("price_member")} ${money(product.member_fen)}</span>`}</p>
         <p class="small num row-card__facts"><span class=${(product.free ?? product.stock) === 0 ? "stock--out strong" : ""}>${stockText(product)}</span>${limits.map((one) => html`<span key=${one}>${one}</span>`)}</p>
       </div>
-      ${can && html`<div class="row row-card__acts"><${Button} small onClick=${onEdit}>${t("edit")}<//></div>`}
+      <div class="row row-card__acts"><${Button} small onClick=${onPrices}>${t("prices")}<//>${can && html`<${Button} small onClick=${onEdit}>${t("edit")}<//>`}</div>
     </li>
   `;
 }

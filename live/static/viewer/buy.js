@@ -18,10 +18,10 @@ import { refusalText, t } from "./words.js";
 const QUANTITY_MAX = 99;
 const QUOTE_SLACK_MS = 5_000; // a quote about to end is asked for anew
 const keys = new Map();
-const addresses = signal(null); // null: not read yet
-const chosenAddress = signal(null);
+export const addresses = signal(null); // null: not read yet
+export const chosenAddress = signal(null);
 
-async function readAddresses() {
+export async function readAddresses() {
   const answer = await get("/v1/me/addresses");
   addresses.value = answer.items;
   chosenAddress.value ??= addresses.value[0]?.id ?? null;
@@ -225,7 +225,7 @@ function Saving({ meter, guess }) {
   </button>`;
 }
 
-function AddressChoice({ address, onAdd }) {
+export function AddressChoice({ address, onAdd }) {
   const [open, setOpen] = useState(false);
   const list = addresses.value ?? [];
   if (addresses.value === null) return html`<div class="skeleton" style=${{ height: "64px" }}></div>`;

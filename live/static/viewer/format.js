@@ -24,6 +24,7 @@ const short = new Intl.DateTimeFormat(LOCALE, {
   hour12: false,
 });
 const calendarDay = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long", day: "numeric", weekday: "short" });
+const dayOfYear = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long", day: "numeric" });
 const dateOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: ZONE, year: "numeric", month: "numeric", day: "numeric" });
 
 /** 10900 → "¥109", 10950 → "¥109.50". */
@@ -87,4 +88,6 @@ export const shortTime = (value) => short.format(moment(value));
 export const dateText = (value) => dateOnly.format(moment(value));
 /** A day of the calendar, "2026-11-25", which is no moment and has no zone. */
 export const dayText = (day) => spaced(calendarDay.format(Date.parse(`${String(day).slice(0, 10)}T00:00:00Z`)));
+/** "05-20" → "5月20日": the day of any year; 2000 has a 29 February. */
+export const birthdayText = (birthday) => dayOfYear.format(Date.parse(`2000-${birthday}T00:00:00Z`));
 export const toMs = (value) => (value === null || value === undefined ? null : moment(value).getTime());

@@ -54,6 +54,10 @@ export function Gives({ plan }) {
     plan.free_freight !== false && t("plan.gives.freight"),
     plan.points_bonus_percent && t("plan.gives.points", { percent: plan.points_bonus_percent }),
     plan.gift_text && (plan.gift_value_fen ? t("plan.gives.gift", { gift: plan.gift_text, sum: money(plan.gift_value_fen) }) : plan.gift_text),
+    ...(plan.gifts ?? []).map((gift) => {
+      const gives = t("plan.gives.every", { every: t(`gift.every.${gift.every}`), title: gift.title });
+      return gift.value_fen ? t("plan.gives.gift.worth", { gives, sum: money(gift.value_fen) }) : gives;
+    }),
     t("plan.gives.rooms"),
   ].filter(Boolean);
   return html`<ul class="gives">${rows.map((row) => html`<li key=${row}><${Grain} size="15" /><span>${row}</span></li>`)}</ul>`;
@@ -216,6 +220,7 @@ function HeldSheet({ placed, plan, benefit }) {
       ${seat.status === "queued" && html`<${Notice} kind="warn" icon="clock">${t("join.seat.waiting")}<//>`}
       ${(seat.status === "reserved_out" || seat.status === "sold_out") &&
       html`<${Notice} kind="warn" icon="warn">${t(seat.status === "sold_out" ? "join.sold_out" : "join.reserved_out")}<//>`}
+      ${seat.status === "already_claimed" && html`<${Notice} kind="warn" icon="warn">${t("refused.already_claimed")}<//>`}
       ${mine && html`<p class="held__text">${t("seats.rank", { rank: mine.rank })}</p>`}
       ${benefit && html`<${Seats} benefit=${benefit} />`}
       <dl class="pairs"><dt>${t("join.plan")}</dt><dd>${plan.name}</dd><dt>${t("join.total")}</dt><dd>${money(plan.fee_fen)}</dd></dl>

@@ -12,6 +12,7 @@ import { Deck } from "./deck.js";
 import { Grain, Icon, classes, desk, html } from "./dom.js";
 import { count, shortTime, toMs } from "./format.js";
 import { Hearts } from "./hearts.js";
+import { GiftSheet } from "./gifts.js";
 import { JoinSheet, afterTrial } from "./join.js";
 import { MineSheet, openMine, readMine } from "./mine.js";
 import { LeaveSheet } from "./leave.js";
@@ -318,7 +319,7 @@ function followKeyboard() {
   };
 }
 
-const SHEETS = { "sign-in": SignInSheet, join: JoinSheet, buy: BuySheet, shelf: ShelfSheet, mine: MineSheet, order: OrderSheet, case: CaseSheet, receipt: ReceiptSheet, leave: LeaveSheet };
+const SHEETS = { "sign-in": SignInSheet, join: JoinSheet, buy: BuySheet, shelf: ShelfSheet, mine: MineSheet, gift: GiftSheet, order: OrderSheet, case: CaseSheet, receipt: ReceiptSheet, leave: LeaveSheet };
 
 function Place() {
   if (location.pathname === "/receipt") return html`<${CheckPage} />`;

@@ -8,6 +8,7 @@ import { Meter } from "./bill.js";
 import { Cases } from "./cases.js";
 import { Grain, Icon, html } from "./dom.js";
 import { dateText, money, shortTime } from "./format.js";
+import { Gifts, useGifts } from "./gifts.js";
 import { OrderRow } from "./orders.js";
 import { Busy, Field, Notice, Sheet, openSheet } from "./sheet.js";
 import { applyYou, boot, isMember, orderNews, sheet, toast, won, you } from "./state.js";
@@ -101,9 +102,10 @@ function Coupons() {
 
 function Benefits() {
   const { list, error, more } = useList("/v1/me/benefits");
+  const gifts = useGifts();
   if (list === null) return html`<${Waiting} error=${error} />`;
-  if (!list.length) return html`<p class="empty">${t("benefits.none")}</p><${Coupons} />`;
-  return html`<ul class="stack">${list.map((one, i) => html`<${Won} key=${one.id ?? one.benefit ?? i} benefit=${one} />`)}</ul>
+  if (!list.length) return html`<${Gifts} gifts=${gifts} />${!gifts.items?.length && html`<p class="empty">${t("benefits.none")}</p>`}<${Coupons} />`;
+  return html`<${Gifts} gifts=${gifts} /><ul class="stack">${list.map((one, i) => html`<${Won} key=${one.id ?? one.benefit ?? i} benefit=${one} />`)}</ul>
     <${Coupons} />
     ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}`;
 }
