@@ -61,11 +61,11 @@ function Row({ plan, can, onDone }) {
           ${plan.percent && html`<span>${t("plan_percent_n", { n: plan.percent })}</span>`}
           ${plan.points_bonus_percent > 0 && html`<span>${t("plan_points_n", { n: plan.points_bonus_percent })}</span>`}
           ${plan.free_freight && html`<span>${t("plan_freight")}</span>`}
-          ${plan.gift_text && html`<span>${t("plan_welcome_n", { gift: plan.gift_text, sum: money(plan.gift_value_fen) })}</span>`}
+          ${plan.gift_text && html`<span>${plan.gift_value_fen ? t("plan_welcome_n", { gift: plan.gift_text, sum: money(plan.gift_value_fen) }) : t("plan_welcome", { gift: plan.gift_text })}</span>`}
         </p>
         ${plan.gifts?.length > 0 &&
         html`<ul class="row-card__rules small" aria-label=${t("plan_gifts")}>
-          ${plan.gifts.map((gift) => html`<li key=${gift.id}>${t(`every_${gift.every}`)} · ${gift.title} <span class="muted num">${money(gift.value_fen)} · ${t(gift.needs_address ? "gift_sent" : "gift_handed")}</span></li>`)}
+          ${plan.gifts.map((gift) => html`<li key=${gift.id}>${t(`every_${gift.every}`)} · ${gift.title} <span class="muted num">${gift.value_fen ? `${money(gift.value_fen)} · ` : ""}${t(gift.needs_address ? "gift_sent" : "gift_handed")}</span></li>`)}
         </ul>`}
         <${Problem} compact failure=${sell.failure} onRetry=${sell.again} onClose=${sell.clear} />
       </div>

@@ -77,6 +77,7 @@ function Birthday({ onDone }) {
   const [error, setError] = useState("");
   const days = Array.from({ length: month ? daysOf(month) : 31 }, (_, i) => String(i + 1).padStart(2, "0"));
   const choose = (chosen) => {
+    setError("");
     setMonth(chosen);
     if (chosen && Number(day) > daysOf(chosen)) setDay("");
   };
@@ -99,21 +100,22 @@ function Birthday({ onDone }) {
       setError(refusal.code === "already_decided" ? t("birthday.told") : refusalText(refusal));
     }
   };
-  const ties = { "aria-describedby": `${id}-month-${error ? "error" : "hint"}`, "aria-invalid": error ? "true" : null };
-  return html`<form class="card card--flat" onSubmit=${save} novalidate>
-    <${Field} id=${`${id}-month`} label=${t("birthday.title")} hint=${t("birthday.hint")} error=${error}>
+  const ties = { "aria-describedby": error ? `${id}-about ${id}-month-error` : `${id}-about`, "aria-invalid": error ? "true" : null };
+  return html`<form class="card card--flat stack" style=${{ "--gap": "8px" }} onSubmit=${save} novalidate>
+    <${Field} id=${`${id}-month`} label=${t("birthday.title")} error=${error}>
       <div class="row row--wrap birthday">
         <select id=${`${id}-month`} class="input" value=${month} aria-label=${t("birthday.month")} onChange=${(event) => choose(event.currentTarget.value)} ...${ties}>
           <option value="">${t("birthday.month")}</option>
           ${MONTHS.map((one) => html`<option key=${one} value=${one}>${t("birthday.month.n", { month: Number(one) })}</option>`)}
         </select>
-        <select id=${`${id}-day`} class="input" value=${day} aria-label=${t("birthday.day")} onChange=${(event) => setDay(event.currentTarget.value)} ...${ties}>
+        <select id=${`${id}-day`} class="input" value=${day} aria-label=${t("birthday.day")} onChange=${(event) => (setDay(event.currentTarget.value), setError(""))} ...${ties}>
           <option value="">${t("birthday.day")}</option>
           ${days.map((one) => html`<option key=${one} value=${one}>${t("birthday.day.n", { day: Number(one) })}</option>`)}
         </select>
         <${Busy} busy=${busy} block=${false} kind="" type="submit">${t("birthday.save")}<//>
       </div>
     <//>
+    <p class="field__hint" id=${`${id}-about`}>${t("birthday.hint")}</p>
   </form>`;
 }
 
