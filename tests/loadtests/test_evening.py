@@ -85,6 +85,7 @@ async def test_more_comments_than_people_may_write_are_refused(stand: Stand) -> 
         await scenarios.comments(stand, viewers=30, rate=200)
 
 
+@pytest.mark.heavy
 async def test_the_host_counts_what_was_accepted_and_says_what_failed(stand: Stand) -> None:
     async with stand.serve() as server:
         show = await stand.show(server)
@@ -99,6 +100,7 @@ async def test_the_host_counts_what_was_accepted_and_says_what_failed(stand: Sta
             await server.do("POST", "/v1/shows/nowhere/start", {})
 
 
+@pytest.mark.heavy
 def test_the_command_drains_keeps_its_figures_and_leaves_nothing(tmp_path: Path) -> None:
     command = [
         sys.executable,
