@@ -430,7 +430,7 @@ async def test_an_archive_with_any_byte_changed_is_refused(shop: Shop, tmp_path:
         assert main(["verify", str(other), "--key", key]) == 1
     assert main(["verify", str(closing.path), "--key", key]) == 0
 
-    closing.path.write_bytes(whole[:-9] + b"x" + whole[-8:])
+    closing.path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     (changed,) = (await evening.close()).differences
     assert closing.path.name in str(changed)
     closing.path.write_bytes(whole)
