@@ -388,11 +388,17 @@ class ShowHub:
         for socket in sockets:
             if socket.easy:
                 if socket.deflates:
-                    socket.transport.write(deflated or (deflated := data.deflated))
+                    framed = deflated or (deflated := data.deflated)
                     shrunk += 1
                 else:
-                    socket.transport.write(plain)
+                    framed = plain
                     written += 1
+                try:
+                    taken = socket.write(framed)
+                except OSError:
+                    taken = 0
+                if taken < len(framed):
+                    socket.spill(framed, taken)
             elif self._write_with_care(data, mask, socket, kind, first, last):
                 if socket.deflates:
                     shrunk += 1
@@ -421,7 +427,7 @@ class ShowHub:
                 socket.behind = first - 1
                 self.metrics.skipped.labels(kind.name.lower()).inc()
             return False
-        socket.easy = socket.stalled_at is None and not socket.closing
+        socket.easy = not socket.transport.get_write_buffer_size()
         return True
 
     def _frame(

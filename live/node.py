@@ -390,7 +390,7 @@ class Node:
         for start in range(0, len(sockets), batch):
             for socket in sockets[start : start + batch]:
                 if socket.joined and not socket.closing:
-                    socket.transport.write(hint)
+                    socket.put(hint)
                 socket.close(wire.DRAIN)
             await asyncio.sleep(0.1)
         with contextlib.suppress(TimeoutError):

@@ -133,7 +133,7 @@ class Rounds:
         if now >= socket.ping_at:
             socket.pinged_at = now
             socket.ping_at = now + PING_S
-            socket.transport.write(self._ping)
+            socket.put(self._ping)
         if socket.expires_at is not None and wall > socket.expires_at:
             if socket.refresh_by is None:
                 socket.refresh_by = now + REFRESH_GRACE_S

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,6 +105,7 @@ class Socket(asyncio.Protocol):
         "watch_from",
         "watching_since",
         "working",
+        "write",
         "ws",
     )  # fmt: skip
 
@@ -109,6 +113,8 @@ class Socket(asyncio.Protocol):
         self.node = node
         self.connections = connections
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        # To the kernel, past the transport: bytes taken. Only while nothing waits in the transport's buffer.
+        self.write: Callable[[bytes], int] = len
         self.ws = ServerProtocol(
             origins=None,
             subprotocols=[Subprotocol(wire.SUBPROTOCOL)],
@@ -126,7 +132,7 @@ class Socket(asyncio.Protocol):
         self.closing = False
         self.behind: int | None = None  # last seq written when events began to be skipped
         self.at = -1  # last seq sent outside the beat (healed, resynced)
-        self.easy = False  # keeps up and has everything: shared frames are written without another look
+        self.easy = False  # nothing waits, and it has everything: shared frames need no other look
         self.slot = 0  # in the node's timer wheel
         self.stalled_at: float | None = (
             None  # since when the buffer is above the high mark and does not shrink
@@ -160,11 +166,17 @@ class Socket(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
         peer = self.transport.get_extra_info("peername")
         self.client = str(peer[0]) if isinstance(peer, tuple) else ""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and self.transport.get_extra_info("sslcontext") is None:
+            self.write = partial(os.write, sock.fileno())
+        else:
+            self.write = partial(_through, self.transport)
         self.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
         self.closing, self.easy = True, False
+        self.write = len  # taken, and gone: the descriptor will be closed, then be another connection's
         self.node.left(self)
         self.commands.clear()
 
@@ -211,7 +223,7 @@ class Socket(asyncio.Protocol):
             elif event.opcode is Opcode.CLOSE:
                 self.closing, self.easy = True, False
         if not events and isinstance(self.ws.handshake_exc, InvalidMessage):
-            self.transport.write(_NO_REQUEST)  # an upgrade with a body: the parser ends it without a word
+            self.put(_NO_REQUEST)  # an upgrade with a body: the parser ends it without a word
         self._flush_protocol()
 
     def _within_frames(self, count: int) -> bool:
@@ -226,7 +238,7 @@ class Socket(asyncio.Protocol):
         """Write what the protocol itself has to say (handshake, pong, close)."""
         for data in self.ws.data_to_send():
             if data:
-                self.transport.write(data)
+                self.put(data)
             else:
                 self._end()
 
@@ -322,11 +334,31 @@ class Socket(asyncio.Protocol):
 
     # -- outwards ----------------------------------------------------------------------------------
 
+    def put(self, data: bytes) -> None:
+        """Write one whole frame: at once when nothing waits, otherwise behind what waits.
+
+        os.write costs half of what the transport's own write does before it comes to the same write(2)
+        (0.4 and 0.8 µs), and this is done once a viewer and frame.
+        """
+        if self.transport.get_write_buffer_size():
+            self.transport.write(data)
+            return
+        try:
+            taken = self.write(data)
+        except OSError:
+            taken = 0
+        if taken < len(data):
+            self.spill(data, taken)
+
+    def spill(self, data: bytes, taken: int) -> None:
+        """The transport keeps what the kernel did not take. When the connection is broken it says so itself."""
+        self.easy = False
+        self.transport.write(data[taken:])
+
     def send(self, data: bytes, kind: Kind) -> bool:
         """Write one prepared frame; False when it was skipped because this viewer is slow.
 
-        With uvloop the buffer holds what this pass of the loop wrote, so what is checked is the size
-        before the write.
+        What is checked is the size before the write: a frame larger than the mark is still a frame.
         """
         if self.closing:
             return False
@@ -337,7 +369,7 @@ class Socket(asyncio.Protocol):
                 return False
             if kind is Kind.TRANSIENT or (kind is Kind.EVENTS and waiting > STATE_ONLY):
                 return False
-        self.transport.write(data)
+        self.put(data)
         return True
 
     def send_shared(self, data: wire.SharedFrame, kind: Kind) -> bool:
@@ -365,6 +397,12 @@ class Socket(asyncio.Protocol):
             self.close(wire.DRAIN)
         else:
             self.transport.close()
+
+
+def _through(transport: asyncio.Transport, data: bytes) -> int:
+    """In place of os.write where bytes do not leave as they are: TLS, or a transport without a descriptor."""
+    transport.write(data)
+    return len(data)
 
 
 def _is_text(data: bytes) -> bool:
