@@ -16,9 +16,9 @@ from psycopg.types.json import Jsonb
 
 from membership.actor import PERMISSIONS, Actor, RoomId, ShowId, is_id, new_id
 from membership.moment import in_ms
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.refusal import BadRequest, Forbidden, NotFound, RateLimited, Refusal
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 VALID_S = 1800
 ASKED_MAX = 20  # waiting asks of one person
@@ -129,7 +129,7 @@ class Approvals:
         if actor.kind != "staff":
             raise Forbidden("This needs a second person's word, which only a member of staff can ask for.")
         person = _person(actor)
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"approvals:{person}"])
+        await lock(t.conn, f"approvals:{person}")
         found = await t.conn.execute(
             _APPROVALS + " WHERE digest = %s AND asked_by = %s AND state IN ('asked', 'granted')"
             " AND expires_at > clock_timestamp() ORDER BY id DESC",
@@ -256,8 +256,7 @@ class Approvals:
                 {"cursor": cursor, "state": state, "room": room, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_approval(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _approval)
 
     async def waiting(self, conn: Connection, show: ShowId) -> int:
         """How many asks of this show wait for a decision."""

@@ -16,7 +16,7 @@ from membership.actor import BenefitId, ShowId
 from membership.audience import Audience, ShowAudiences
 from membership.refusal import Unavailable
 from membership.script import Script, ScriptLoader, json_arg
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 TOLD_GRACE_S = 3  # a change this young is being put in force by the one who made it
 
@@ -50,7 +50,7 @@ async def lock_show(conn: Connection, show: ShowId) -> None:
 
     Ranks are given under it, so their order is the order of commits.
     """
-    await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 8))", [f"show:{show}"])
+    await lock(conn, f"show:{show}")
 
 
 class BenefitCounters:

@@ -330,7 +330,10 @@ class Benefits:
     # --- parts ---
 
     async def _confirm_earlier(self, t: Transaction, terms: Benefit) -> Sequence[MemberId]:
-        """Tonight's paid joins in payment order, each person once, up to the quota; returns them by rank."""
+        """Tonight's paid joins in payment order, each person once, up to the quota; returns them by rank.
+
+        A payment has one rank: what brought that of an earlier benefit brings none of this.
+        """
         conn, benefit = t.conn, terms.id
         found = await conn.execute(
             """
@@ -344,6 +347,7 @@ class Benefits:
                 LIMIT 1
             ) i ON true
             WHERE j.show_id = %s AND j.refunded_at IS NULL AND (NOT j.renewal OR %s)
+              AND NOT EXISTS (SELECT 1 FROM benefit_claims c WHERE c.payment_id = j.payment_id)
             ORDER BY j.ordinal
             """,
             [terms.show, terms.renewals],

@@ -14,7 +14,7 @@ from msgspec import Struct
 from commerce.approvals import Broken
 from membership.actor import Actor, BenefitId, ShowId, is_id
 from membership.refusal import BadRequest, Forbidden
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 LIMIT_MAX_FEN = 100_000_000_000
 Scope = Literal["benefit", "show", "month"]
@@ -69,7 +69,7 @@ class Budgets:
 
     async def lock(self, conn: Connection) -> None:
         """One at a time until the transaction ends. Behind it only what a benefit brings is waited for."""
-        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('budgets', 9))")
+        await lock(conn, "budgets")
 
     async def month_now(self, conn: Connection) -> str:
         """The calendar month in the shop's zone."""

@@ -30,9 +30,9 @@ class CostRow(Struct, frozen=True, kw_only=True):
 class ShowCosts(Struct, frozen=True, kw_only=True):
     """The meter. Sums are of what the budget counts; without a budget, `budget_fen` and `left_fen` are null.
 
-    `goods_fen` is money paid for goods, less what went back. `margin_fen` is what remains of it after the cost of
-    the pieces, the benefits and the points they earned; null while a sold product's cost is not known.
-    `rebate_permille` is benefits, coupons and points earned, against `goods_fen`; 0 when nothing was sold.
+    `goods_fen` is money paid for goods, `fees_fen` for plans, each less what went back. `margin_fen` is what remains of
+    both after the cost of the pieces, the benefits and the points they earned; null while a sold product's cost is
+    not known. `rebate_permille` is benefits, coupons and points earned, against both; 0 when nothing was sold.
     """
 
     budget_fen: int | None
@@ -41,6 +41,7 @@ class ShowCosts(Struct, frozen=True, kw_only=True):
     left_fen: int | None
     by: tuple[CostRow, ...]
     goods_fen: int
+    fees_fen: int
     margin_fen: int | None
     rebate_permille: int
 
@@ -78,7 +79,7 @@ class Costs:
         spent_fen = sum(row.spent_fen for row in counted)
         coupons_fen = sum(row.spent_fen for row in rows if row.kind == "coupon")
         benefits_fen = sum(row.spent_fen for row in rows if row.kind == "benefit")
-        goods_fen: int = sold["goods_fen"]
+        came_fen: int = sold["goods_fen"] + sold["fees_fen"]
         rebate_fen = benefits_fen + coupons_fen + sold["earned"]
         return ShowCosts(
             budget_fen=budget.limit_fen,
@@ -86,11 +87,12 @@ class Costs:
             spent_fen=spent_fen,
             left_fen=budget.left_fen,
             by=tuple(row for row in rows if row.committed_fen or row.spent_fen or row.kind == "benefit"),
-            goods_fen=goods_fen,
+            goods_fen=sold["goods_fen"],
+            fees_fen=sold["fees_fen"],
             margin_fen=None
             if sold["unknown"]
-            else goods_fen - sold["cost_fen"] - benefits_fen - sold["earned"],
-            rebate_permille=rebate_fen * 1000 // goods_fen if goods_fen > 0 else 0,
+            else came_fen - sold["cost_fen"] - benefits_fen - sold["earned"],
+            rebate_permille=rebate_fen * 1000 // came_fen if came_fen > 0 else 0,
         )
 
 
@@ -165,7 +167,8 @@ _CUTS = """
     FROM flash
 """
 
-# A point is worth a fen. Of an order refunded in part, what went back is taken off; its pieces were given.
+# A point is worth a fen. Of an order refunded in part, what went back is taken off; its pieces were given. A gift to
+# who joins is paid by the fee, so the fee counts too.
 _SOLD = """
     WITH paid AS (
         SELECT o.id, o.goods_fen - o.coupon_fen - o.points_fen
@@ -177,8 +180,15 @@ _SOLD = """
         SELECT l.quantity * piece_cost(p) AS cost_fen
         FROM paid JOIN order_lines l ON l.order_id = paid.id AND l.kind = 'goods'
         JOIN products p ON p.id = l.product_id
+    ), fees AS (
+        SELECT o.total_fen - coalesce((
+            SELECT sum(r.amount_fen) FROM payments p JOIN payment_returns r ON r.payment_id = p.id
+            WHERE p.order_id = o.id AND p.outcome = 'accepted'), 0) AS net_fen
+        FROM orders o
+        WHERE o.show_id = %(show)s AND o.kind = 'plan' AND o.paid_at IS NOT NULL AND o.state <> 'refunded'
     )
     SELECT coalesce((SELECT sum(net_fen) FROM paid), 0)::bigint AS goods_fen,
+        coalesce((SELECT sum(net_fen) FROM fees), 0)::bigint AS fees_fen,
         coalesce((SELECT sum(cost_fen) FROM pieces), 0)::bigint AS cost_fen,
         EXISTS (SELECT 1 FROM pieces WHERE cost_fen IS NULL) AS unknown,
         coalesce((SELECT sum(e.amount) FROM points_entries e JOIN paid ON e.cause = 'order:' || paid.id

@@ -20,7 +20,7 @@ from commerce.products import PRICE_MAX_FEN, audience_column, audience_from
 from membership.actor import Actor, Facts, MemberId, OrderId, ProductId, is_id, new_id
 from membership.audience import EVERYONE, Audience
 from membership.notices import Notices
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.refusal import BadRequest, Forbidden, KeyReused, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -260,8 +260,7 @@ class Coupons:
                 {"cursor": cursor, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_rule(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _rule)
 
     # --- in a member's hands ---
 
@@ -321,7 +320,11 @@ class Coupons:
 
         One that an order holds or used stays with it; when it comes back from there, it is void.
         """
-        return await self._void(t, "cause = %s", cause)
+        return await self.void_all(t, [cause])
+
+    async def void_all(self, t: Transaction, causes: Sequence[str]) -> int:
+        """`void` for many causes at once."""
+        return await self._void(t, "cause = ANY(%s)", list(causes)) if causes else 0
 
     async def void_one(self, t: Transaction, actor: Actor, coupon: CouponId) -> None:
         """Staff take one coupon back; one that an order holds or used is void when it returns from there.
@@ -499,7 +502,7 @@ class Coupons:
 
     # --- parts ---
 
-    async def _void(self, t: Transaction, where: str, value: str) -> int:
+    async def _void(self, t: Transaction, where: str, value: str | list[str]) -> int:
         await t.conn.execute(
             f"SELECT 1 FROM coupons WHERE {where} ORDER BY id FOR NO KEY UPDATE",  # noqa: S608
             [value],

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from membership.actor import Actor
 from membership.refusal import BadRequest, Forbidden, Refusal
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 ROWS_MAX = 400  # provinces, cities, and the islands apart
 REGION_CHARS_MAX = 30
@@ -116,7 +116,7 @@ class FreightTemplate:
         if not actor.may("catalog.write"):
             raise Forbidden
         kept = checked_rows(rows)
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('freight', 0))")
+        await lock(t.conn, "freight")
         await t.conn.execute("DELETE FROM freight_rows")
         values: list[dict[str, Any]] = [
             {name: getattr(row, name) for name in FreightRow.__struct_fields__} for row in kept

@@ -138,9 +138,8 @@ class Grants:
             for row in undone:  # points before coupons, as everywhere
                 if row["what"] == "points":
                     await self._points.reverse(t, cause_of(row["claim"]))
-            for row in undone:
-                if row["what"] == "coupon":
-                    await self._coupons.void(t, cause_of(row["claim"]))
+            coupons = [cause_of(row["claim"]) for row in undone if row["what"] == "coupon"]
+            await self._coupons.void_all(t, coupons)
         return len(settled)
 
     async def settle_payment(

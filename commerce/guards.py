@@ -19,7 +19,7 @@ from membership.actor import Actor, BenefitId, ProductId, ShowId
 from membership.audience import Audience
 from membership.moment import in_ms
 from membership.refusal import Refusal
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 if TYPE_CHECKING:
     from commerce.coupons import CouponRule
@@ -360,7 +360,7 @@ class Guards:
         plan_percent: int = 0,
         campaign: tuple[int, datetime, datetime, bool] | None = None,
     ) -> None:
-        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('rebate', 9))")
+        await lock(conn, "rebate")
         found = await (
             await conn.execute("SELECT max(points_bonus_percent) AS most FROM plans WHERE on_sale")
         ).fetchone()

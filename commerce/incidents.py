@@ -22,7 +22,7 @@ from membership.moment import in_ms
 from membership.notices import Notices
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal, Unavailable
 from membership.script import ScriptLoader, json_arg
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock, lock_shared
 
 EXTEND_MAX_S = 900
 REASON_MAX = 200
@@ -72,7 +72,7 @@ class Incidents:
         if not 0 <= extend_s <= EXTEND_MAX_S:
             raise BadRequest(f"Holds are prolonged by 0–{EXTEND_MAX_S} seconds.")
         # Whoever has begun to sell something ends first; from the commit on nobody begins.
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('incident', 9))")
+        await lock(t.conn, "incident")
         before = await self.now(t.conn)
         if before is not None:
             return before
@@ -95,7 +95,7 @@ class Incidents:
         """
         if not actor.may("incident.run"):
             raise Forbidden
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('incident', 9))")
+        await lock(t.conn, "incident")
         found = await t.conn.execute(
             """
             UPDATE incidents SET ended_at = greatest(began_at, clock_timestamp()), ended_by = %s, ended_name = %s
@@ -154,7 +154,7 @@ class Incidents:
     async def check(self, conn: Connection) -> None:
         """Refuse while it is on. Who was let through has the time until its transaction ends: the switch waits
         for it. Take it before any row of an order, an offer or a benefit is locked. Raises MoneyPaused."""
-        await conn.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended('incident', 9))")
+        await lock_shared(conn, "incident")
         on = await self.now(conn)
         if on is not None:
             raise MoneyPaused(f"Selling is paused for the moment: {on.reason}", reason=on.reason)

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from membership.actor import MemberId, OrderId, ProductId
 from membership.refusal import Refusal
-from membership.transaction import Connection
+from membership.transaction import Connection, lock
 
 
 class LimitReached(Refusal):
@@ -62,9 +62,7 @@ async def check_limits(
     second counts the first.
     """
     if household is not None and any(limit.per_household is not None for limit in limits):
-        await conn.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"household:{household}"]
-        )
+        await lock(conn, f"household:{household}")
     for limit in limits:
         own, home = await _had(conn, member, household, limit)
         for scope, most, had in (

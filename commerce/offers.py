@@ -33,7 +33,7 @@ from commerce.products import PriceEntry, Product, Products, audience_column, au
 from membership.actor import NOBODY, Actor, Facts, OfferId, ProductId, ShowId, is_id, new_id
 from membership.audience import EVERYONE, Audience, ShowAudiences
 from membership.moment import in_ms
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.refusal import BadRequest, Forbidden, Refusal, Unavailable
 from membership.script import ScriptLoader, json_arg
 from membership.transaction import Connection, Transaction
@@ -294,8 +294,7 @@ class Offers:
                 {"show": show, "open_only": open_only, "cursor": cursor, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_offer(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _offer)
 
     async def refresh(self, conn: Connection, show: ShowId, *, at: datetime | None = None) -> int:
         """Bring the states of open offers up to date: prices that changed with the clock or the catalogue,

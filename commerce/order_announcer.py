@@ -26,7 +26,7 @@ from membership.moment import in_ms
 from membership.notices import Notices
 from membership.refusal import Unavailable
 from membership.script import Arg, ScriptLoader
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, try_lock
 
 UNTOLD_S = 3  # rows younger than this are being told by who committed them
 
@@ -168,13 +168,8 @@ class OrderAnnouncer:
         settled = 0
         for order_bytes, record in zip(due[::2], due[1::2], strict=True):
             order = OrderId(order_bytes.decode())
-            lock = msgspec.json.decode(record)["l"]
-            row = await (
-                await t.conn.execute(
-                    "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0)) AS free", [lock]
-                )
-            ).fetchone()
-            if row is None or not row["free"]:
+            name = msgspec.json.decode(record)["l"]
+            if not await try_lock(t.conn, name):
                 continue
             tellings = await self._tellings(t.conn, [order])
             if not tellings:
@@ -189,7 +184,7 @@ class OrderAnnouncer:
                 step, told = "closed", telling.closed_told
             if not told:
                 continue  # the rows are told first, with their events
-            await self._announce(show, ORDER_KEYS, [order, step, telling.member, lock])
+            await self._announce(show, ORDER_KEYS, [order, step, telling.member, name])
             settled += 1
         return settled
 

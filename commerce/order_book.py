@@ -37,9 +37,19 @@ class NoSuchOrder(NotFound):
     """There is no such order."""
 
 
+# Of a gift's line `l` of the order `o` with the product `p`: it came because of a plan that was given back
+# before it was sent, and is left out of the parcel.
+LEFT_OUT: Final = """(
+    l.kind = 'gift' AND coalesce(p.gift_audience->>'kind', '') IN ('plan_members', 'plans') AND EXISTS (
+        SELECT 1 FROM plan_refunds g JOIN plan_terms t ON t.payment_id = g.payment_id
+        WHERE t.member_id = o.member_id AND o.placed_at >= t.starts_at AND o.placed_at < g.refunded_at
+          AND (o.fulfilled_at IS NULL OR o.fulfilled_at > g.refunded_at)))"""
+
+
 class OrderLine(Struct, frozen=True, kw_only=True):
     """One line as it was ordered. A gift line costs nothing. `refunded`: pieces whose money went back; `case`:
-    what is asked about it now."""
+    what is asked about it now. `left_out`: a gift that is not sent, since the plan it came with was given back.
+    """
 
     position: int
     kind: Literal["goods", "gift"]
@@ -57,6 +67,7 @@ class OrderLine(Struct, frozen=True, kw_only=True):
     refunded: int = 0
     case: str | None = None
     ship_by: date | None = None  # of a pre-sale, as it was promised
+    left_out: bool = False
 
 
 class OrderCoupon(Struct, frozen=True, kw_only=True):
@@ -241,13 +252,14 @@ class OrderBook:
         ).fetchall()
         lines = await (
             await conn.execute(
-                """
-                SELECT l.*, coalesce((SELECT sum(r.quantity) FROM order_refunds r
+                f"""
+                SELECT l.*, {LEFT_OUT} AS left_out, coalesce((SELECT sum(r.quantity) FROM order_refunds r
                         WHERE r.order_id = l.order_id AND r.position = l.position), 0)::bigint AS refunded,
                     (SELECT w.case_id FROM after_sales_lines w WHERE w.order_id = l.order_id
                         AND w.position = l.position AND w.is_open) AS case_id
-                FROM order_lines l WHERE l.order_id = ANY(%s) ORDER BY l.order_id, l.position
-                """,
+                FROM order_lines l JOIN orders o ON o.id = l.order_id LEFT JOIN products p ON p.id = l.product_id
+                WHERE l.order_id = ANY(%s) ORDER BY l.order_id, l.position
+                """,  # noqa: S608 - a constant; what comes from outside is a parameter
                 [list(orders)],
             )
         ).fetchall()
@@ -285,6 +297,7 @@ def _order_line(row: dict[str, Any]) -> OrderLine:
         coupon_fen=row["coupon_fen"],
         points_fen=row["points_fen"],
         ship_by=row["ship_by"],
+        left_out=row["left_out"],
     )
 
 

@@ -25,6 +25,8 @@ class OrderedLine(Struct, frozen=True, kw_only=True):
     product: ProductId
     quantity: int
     unit_fen: int
+    coupon_fen: int
+    points_fen: int
     no_promo: bool = False
     lowered_to: Candidate | None = None
     candidates: tuple[Candidate, ...] = ()
@@ -36,6 +38,10 @@ class OrderedLine(Struct, frozen=True, kw_only=True):
     @property
     def goods(self) -> GoodsLine:
         return GoodsLine(self.product, self.now_fen * self.quantity, self.no_promo)
+
+    def stays(self, coupon_fen: int, points_fen: int) -> bool:
+        """Whether nothing of the line is lower, and its shares of what is taken off are these already."""
+        return self.lowered_to is None and (self.coupon_fen, self.points_fen) == (coupon_fen, points_fen)
 
     def beside(self, priced: PricedLines) -> OrderedLine:
         """The line beside today's prices. A flash price is not taken up: its pieces were decided when the order
@@ -55,7 +61,8 @@ async def read_goods(conn: Connection, order: OrderId) -> list[OrderedLine]:
     rows = await (
         await conn.execute(
             """
-            SELECT position, offer_id::text AS offer, product_id::text AS product, quantity, unit_fen
+            SELECT position, offer_id::text AS offer, product_id::text AS product, quantity, unit_fen,
+                coupon_fen, points_fen
             FROM order_lines WHERE order_id = %s AND kind = 'goods' ORDER BY position
             """,
             [order],
@@ -125,9 +132,11 @@ async def write_lines(conn: Connection, order: OrderId, basket: Basket) -> None:
 async def lower_lines(
     conn: Connection, order: OrderId, lines: Sequence[OrderedLine], discount: Discount
 ) -> None:
-    """Write today's lower prices and the shares that follow from them."""
+    """Write today's lower prices and the shares that follow from them; a line that stays as it is is not written."""
     shares = zip(lines, discount.line_coupon_fen, discount.line_points_fen, strict=True)
     for line, coupon_fen, points_fen in shares:
+        if line.stays(coupon_fen, points_fen):
+            continue
         await conn.execute(
             """
             UPDATE order_lines SET unit_fen = %(unit)s, line_fen = %(unit)s * quantity,

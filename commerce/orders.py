@@ -51,7 +51,7 @@ from membership.members import mask_name
 from membership.moment import in_ms
 from membership.notices import Notices
 from membership.personal import Personal
-from membership.plans import NoSuchPlan, Plans
+from membership.plans import FailedRenewal, NoSuchPlan, Plans
 from membership.points import NotEnoughPoints, Points
 from membership.refusal import (
     BadRequest,
@@ -59,7 +59,7 @@ from membership.refusal import (
     Refusal,
 )
 from membership.script import ScriptLoader
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 __all__ = [
     "PERSONAL_OF_ORDERS",
@@ -333,17 +333,14 @@ class Orders(OrderBook):
         return await self._one(t.conn, order)
 
     async def expire_due(self, t: Transaction, limit: int = 200) -> int:
-        """End unpaid orders whose hold is over. For the job."""
-        rows = await (
-            await t.conn.execute(
-                """
-                SELECT id FROM orders WHERE state = 'placed' AND hold_until <= clock_timestamp()
-                ORDER BY hold_until LIMIT %s FOR UPDATE SKIP LOCKED
-                """,
-                [limit],
-            )
-        ).fetchall()
-        orders = [OrderId(str(row["id"])) for row in rows]
+        """End unpaid orders whose hold is over, so many of plans and of goods each; a plan whose renewal failed by
+        it gets its grace. For the job."""
+        plans = await self._lock_due(t.conn, "plan", limit)
+        failed = await self._failed_renewals(t.conn, plans) if plans else []
+        if failed:
+            # Members come before orders of goods (docs/decisions/locks.md).
+            await self._plans.give_grace(t, failed)
+        orders = [*plans, *await self._lock_due(t.conn, "goods", limit)]
         if orders:
             await self._close(t, orders, "expired")
         return len(orders)
@@ -386,8 +383,14 @@ class Orders(OrderBook):
             sending.of(sum(line.line_fen for line in goods), free_plan),
         )
         discount = work_out(goods, freight_fen, coupons, order.points_fen)
+        shares = zip(lines, discount.line_coupon_fen, discount.line_points_fen, strict=True)
+        stays = (
+            discount.freight_fen == order.freight_fen
+            and set(discount.coupons) == set(noted)
+            and all(line.stays(coupon_fen, points_fen) for line, coupon_fen, points_fen in shares)
+        )
         # A lower price can cost a coupon its threshold: what is to pay never rises by it.
-        if discount.total_fen > order.total_fen:
+        if stays or discount.total_fen > order.total_fen:
             return order.total_fen
         await lower_lines(t.conn, order.id, lines, discount)
         await self._spending.lower(t, order.id, noted, order.points_fen, discount)
@@ -526,7 +529,7 @@ class Orders(OrderBook):
 
     async def _again(self, conn: Connection, member: MemberId, key: str, body: str) -> Placed | None:
         """The recorded answer to this key. Two commands of one key wait here for each other."""
-        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [order_lock(member, key)])
+        await lock(conn, order_lock(member, key))
         row = await (
             await conn.execute(
                 """
@@ -546,9 +549,41 @@ class Orders(OrderBook):
             raise KeyReused
         return _placed(row, None)
 
+    async def _lock_due(self, conn: Connection, kind: Literal["goods", "plan"], limit: int) -> list[OrderId]:
+        rows = await (
+            await conn.execute(
+                """
+                SELECT id FROM orders WHERE state = 'placed' AND hold_until <= clock_timestamp() AND kind = %s
+                ORDER BY hold_until LIMIT %s FOR UPDATE SKIP LOCKED
+                """,
+                [kind, limit],
+            )
+        ).fetchall()
+        return [OrderId(str(row["id"])) for row in rows]
+
+    async def _failed_renewals(self, conn: Connection, orders: Sequence[OrderId]) -> list[FailedRenewal]:
+        """Of orders that run out: those of plans with a grace whose payment was begun at a provider. A start
+        without a page was never there: nobody was sent to pay."""
+        rows = await (
+            await conn.execute(
+                """
+                SELECT o.id::text AS id, o.member_id::text AS member, o.plan_id::text AS plan, o.placed_at
+                FROM orders o JOIN plans p ON p.id = o.plan_id
+                WHERE o.id = ANY(%s::uuid[]) AND p.grace_days > 0 AND EXISTS (
+                    SELECT 1 FROM payment_starts s WHERE s.order_id = o.id AND s.ref IS NOT NULL)
+                ORDER BY o.id
+                """,
+                [list(orders)],
+            )
+        ).fetchall()
+        return [
+            FailedRenewal(OrderId(row["id"]), MemberId(row["member"]), PlanId(row["plan"]), row["placed_at"])
+            for row in rows
+        ]
+
     async def one_at_a_time(self, conn: Connection, member: MemberId) -> None:
         """Two taps at once with two keys: the second sees the first's order, open or counted."""
-        await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [buyer_lock(member)])
+        await lock(conn, buyer_lock(member))
 
     async def _check_placed(self, conn: Connection, member: MemberId) -> None:
         row = await (

@@ -37,6 +37,14 @@ async def parcels_of(conn: Connection, orders: Sequence[OrderId]) -> dict[OrderI
     return found
 
 
+async def parcels_of_gifts(conn: Connection, claims: Sequence[str]) -> dict[str, Parcel]:
+    """The parcels with which these taken gifts of periods were sent; what is not sent is left out."""
+    rows = await (
+        await conn.execute("SELECT * FROM parcels WHERE gift_claim_id = ANY(%s::uuid[])", [list(claims)])
+    ).fetchall()
+    return {str(row["gift_claim_id"]): parcel_of_row(row) for row in rows}
+
+
 def parcel_of_row(row: dict[str, Any]) -> Parcel:
     return Parcel(
         id=str(row["id"]),

@@ -19,18 +19,7 @@ from commerce.claim_book import Claim
 from commerce.order_announcer import Transactions
 from commerce.order_book import LockedOrder, NoSuchOrder
 from commerce.orders import OrderClosed
-from commerce.provider import (
-    BadSignature,
-    FoundPayment,
-    FoundReturn,
-    PayerClient,
-    PaymentPage,
-    PaymentProvider,
-    PaymentRequest,
-    ReturnRefused,
-)
-from commerce.refund_lines import AlreadyRefunded
-from commerce.returns import (
+from commerce.payment_returns import (
     FAILURES_MAX,
     NOTE_CHARS,
     RECORDER,
@@ -44,10 +33,21 @@ from commerce.returns import (
     Returned,
     Returns,
 )
+from commerce.provider import (
+    BadSignature,
+    FoundPayment,
+    FoundReturn,
+    PayerClient,
+    PaymentPage,
+    PaymentProvider,
+    PaymentRequest,
+    ReturnRefused,
+)
+from commerce.refund_lines import AlreadyRefunded
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId, new_id
 from membership.moment import in_ms
 from membership.refusal import BadRequest, Refusal, Unavailable
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 __all__ = [
     "ASK_AFTER_S",
@@ -91,7 +91,7 @@ class Recorded(Struct, frozen=True, kw_only=True):
 
 
 class Payments(Returns):
-    """Starts payments at the provider and records what comes; what goes back is in returns.py."""
+    """Starts payments at the provider and records what comes; what goes back is in payment_returns.py."""
 
     async def start(
         self, t: Transaction, actor: Actor, order: OrderId, client: PayerClient | None = None
@@ -205,9 +205,7 @@ class Payments(Returns):
         ):
             raise BadRequest("this is no payment")
         # Two webhooks of one payment at once take turns, also where there is no order's row to wait for.
-        await t.conn.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"payment:{provider}:{ref}"]
-        )
+        await lock(t.conn, f"payment:{provider}:{ref}")
         before = await self._seen(t.conn, provider, ref)
         if before is not None:
             return before

@@ -17,9 +17,9 @@ from msgspec import Struct
 
 from commerce.order_book import PAID
 from commerce.orders import Orders
+from commerce.payment_returns import Returns
 from commerce.prices import MemberDay, PriceChanged
 from commerce.refund_lines import AlreadyRefunded
-from commerce.returns import Returns
 from commerce.savings import plan_kinds, purchase_gifts, saved_on
 from commerce.seats import Seats
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId

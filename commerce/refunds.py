@@ -14,8 +14,8 @@ from msgspec import Struct
 from commerce import refund_lines
 from commerce.order_book import PAID, LockedOrder, NoSuchOrder
 from commerce.orders import NotPaid, Orders
+from commerce.payment_returns import Returns
 from commerce.refund_lines import FREIGHT, AlreadyRefunded, RefundedLine, RefundLine
-from commerce.returns import Returns
 from commerce.spending import cause_of
 from commerce.stock import Stock
 from membership.actor import Actor, OrderId, ProductId

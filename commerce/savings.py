@@ -28,7 +28,7 @@ class Savings(Struct, frozen=True, kw_only=True):
 
     plan: PlanId
     plan_name: str
-    kind: Literal["trial", "paid"]
+    kind: Literal["trial", "paid", "grace"]
     since: int  # ms
     until: int  # ms
     fee_fen: int

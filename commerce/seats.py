@@ -37,7 +37,7 @@ from membership.moment import in_ms
 from membership.notices import Notices
 from membership.refusal import Unavailable
 from membership.script import Script, ScriptLoader
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, try_lock
 
 QUEUE_MAX = 5_000  # longer is no promise any more
 OUTBOX_PAGE = 500  # changes of seats written at a time
@@ -354,11 +354,7 @@ class Seats:
     async def _sweep_show(
         self, t: Transaction, show: ShowId, left: list[tuple[Benefit, Sequence[bytes]]]
     ) -> Swept:
-        found = await t.conn.execute(
-            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 8)) AS mine", [f"sweep:{show}"]
-        )
-        row = await found.fetchone()
-        if row is None or not row["mine"]:
+        if not await try_lock(t.conn, f"sweep:{show}"):
             return Swept()
         found = await t.conn.execute(
             """
@@ -453,11 +449,7 @@ class Seats:
 
     async def _has_no_order(self, conn: Connection, show: ShowId, member: MemberId) -> bool:
         """True until the transaction ends: who is placing an order now is left for the next time."""
-        found = await conn.execute(
-            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0)) AS mine", [buyer_lock(member)]
-        )
-        row = await found.fetchone()
-        if row is None or not row["mine"]:
+        if not await try_lock(conn, buyer_lock(member)):
             return False
         found = await conn.execute(
             "SELECT 1 FROM orders WHERE member_id = %s AND show_id = %s AND kind = 'plan' AND state = 'placed'",

@@ -16,9 +16,9 @@ from msgspec import Meta, Struct
 from psycopg.types.json import Jsonb
 
 from membership.actor import Actor, OrderId, ProductId, is_id, new_id
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.refusal import BadRequest, Forbidden, KeyReused, NotFound
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 ROWS_MAX = 500  # of one import: what fits into a body of 64 KB
 STOCK_MAX = 10_000_000
@@ -105,9 +105,7 @@ class Stock:
         sender = f"{actor.kind}:{actor.id}"
         digest = hashlib.sha256(msgspec.json.encode([reason, rows])).hexdigest()
         # Two imports of one key take turns, so that the second finds the first's answer.
-        await t.conn.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"stock:{sender}:{key}"]
-        )
+        await lock(t.conn, f"stock:{sender}:{key}")
         before = await (
             await t.conn.execute(
                 "SELECT body_digest, outcome FROM stock_imports WHERE entered_by = %s AND key = %s",
@@ -153,8 +151,7 @@ class Stock:
                 {"product": product, "cursor": cursor, "limit": limit},
             )
         ).fetchall()
-        items = tuple(msgspec.convert(row, StockEntry) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, lambda row: msgspec.convert(row, StockEntry))
 
     async def put_back(
         self, t: Transaction, actor: Actor, order: OrderId, quantities: Mapping[ProductId, int], cause: str

@@ -31,6 +31,7 @@ class YouPlan(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     ends_at: int
     trial: bool
+    grace: bool = False  # after a renewal that failed, until `ends_at`
 
 
 class You(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from live.shows import Show, ShowInput
 from membership.actor import PERMISSIONS, Actor, RoomId, ShowId, StaffId
 from membership.audience import PLAN_MEMBERS
 from membership.plans import PlanInput
-from membership.transaction import Transaction
+from membership.transaction import Transaction, lock
 
 if TYPE_CHECKING:
     from live.parts import Parts
@@ -37,7 +37,7 @@ PRODUCTS: Final = (
         image="/static/demo/rice.svg",
         list_fen=12_800,
         member_fen=10_900,
-        cost_fen=7_800,
+        cost_fen=6_200,
         stock=600,
         tag_name="有机大米",
         gift_text="杂粮试吃装 5 包",
@@ -51,7 +51,7 @@ PRODUCTS: Final = (
         image="/static/demo/porridge.svg",
         list_fen=3_990,
         member_fen=3_290,
-        cost_fen=2_100,
+        cost_fen=1_500,
         stock=800,
         tag_name="杂粮粥",
     ),
@@ -63,7 +63,7 @@ PRODUCTS: Final = (
         image="/static/demo/soy.svg",
         list_fen=2_980,
         member_fen=2_480,
-        cost_fen=1_500,
+        cost_fen=1_100,
         stock=500,
         tag_name="低钠酱油",
     ),
@@ -74,7 +74,7 @@ PRODUCTS: Final = (
         unit="把",
         image="/static/demo/noodles.svg",
         list_fen=2_690,
-        cost_fen=1_500,
+        cost_fen=1_100,
         stock=900,
         tag_name="有机挂面",
     ),
@@ -86,7 +86,7 @@ PRODUCTS: Final = (
         image="/static/demo/oil.svg",
         list_fen=6_990,
         member_fen=5_990,
-        cost_fen=4_200,
+        cost_fen=3_000,
         stock=400,
         tag_name="菜籽油",
     ),
@@ -100,7 +100,7 @@ PRODUCTS: Final = (
         member_fen=3_890,
         member_price_audience=PLAN_MEMBERS,
         audience=PLAN_MEMBERS,
-        cost_fen=2_400,
+        cost_fen=1_800,
         stock=300,
         tag_name="黑芝麻糊",
     ),
@@ -195,7 +195,7 @@ FREIGHT = (
 async def load(parts: Parts) -> Demo:
     """Make what is not there yet; a show that has ended is followed by a new one."""
     async with parts.database.transaction() as t:
-        await t.conn.execute("SELECT pg_advisory_xact_lock(%s)", (0x6272616E64,))
+        await lock(t.conn, "brand")
         products = await _products(parts, t)
         if not await parts.quotes.freight.is_set(t.conn):
             await parts.quotes.freight.set(t, BUILDER, FREIGHT)

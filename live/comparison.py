@@ -46,6 +46,7 @@ Found = Iterator[Difference]
 def differences(show: ShowId, books: Books) -> Found:
     """The rows with each other and with their receipts."""
     yield from _check_claims(books)
+    yield from _check_misses(books)
     yield from _check_grants(books)
     yield from _check_guards(books)
     yield from _check_receipts(show, books)
@@ -176,6 +177,19 @@ def _check_claims(books: Books) -> Found:
                 yield difference(f"{subject}: its seat", POSTGRES, "confirmed", "not confirmed")
         for member in sorted(confirmed - seated):
             yield difference(f"{name}: seat of {member}", POSTGRES, "a claim", "none")
+
+
+def _check_misses(books: Books) -> Found:
+    """A payment that brought the plan without the gift is one that was accepted and has no rank in that benefit."""
+    accepted = {row["id"] for row in books.rows["payments"] if row["outcome"] == "accepted"}
+    ranked = {(row["payment_id"], row["benefit_id"]): row["rank"] for row in books.rows["claims"]}
+    for row in books.rows["misses"]:
+        subject = f"payment {row['payment_id']} that missed benefit {row['benefit_id']}"
+        if row["payment_id"] not in accepted:
+            yield difference(subject, POSTGRES, "an accepted payment of this show", "none")
+        rank = ranked.get((row["payment_id"], row["benefit_id"]))
+        if rank is not None:
+            yield difference(f"{subject}: its rank", POSTGRES, "none", rank)
 
 
 def _check_grants(books: Books) -> Found:

@@ -25,6 +25,7 @@ from commerce.products import Products
 from live.shows import Show, Shows, WrongStatus
 from membership.actor import Actor, BenefitId, OfferId, PollId, ProductId, ShowId, is_id, new_id
 from membership.audience import EVERYONE, Audience
+from membership.audit import Audit
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -132,6 +133,7 @@ class Cues:
         comments: Comments,
         products: Products,
         shows: Shows,
+        audit: Audit | None = None,
     ) -> None:
         self._offers = offers
         self._benefits = benefits
@@ -139,6 +141,7 @@ class Cues:
         self._comments = comments
         self._products = products
         self._shows = shows
+        self._audit = audit or Audit()
 
     async def list(self, conn: Connection, show: ShowId) -> list[Cue]:
         """The show's cues in their order."""
@@ -276,6 +279,18 @@ class Cues:
             "UPDATE cues SET state = 'running', subject_id = %s WHERE id = %s", [subject, now.id]
         )
         return await self.get(t.conn, show, now.id)
+
+    async def note_refused(
+        self, t: Transaction, actor: Actor, show: ShowId, cue: str, refusal: Refusal
+    ) -> None:
+        """The run of a cue was refused: the audit log says so, and with what code. A cue that is not there leaves
+        no word."""
+        try:
+            now = await self._locked(t, show, cue)  # two refused at once are noted once
+        except NotFound:
+            return
+        detail = {"show": show, "kind": now.kind}
+        await self._audit.record_refused(t, actor, "cue.run", f"cue:{now.id}", refusal.word, detail)
 
     async def stop(self, t: Transaction, actor: Actor, show: ShowId, cue: str) -> Cue:
         """Close what the cue opened; a cue that does not run stays as it is. Raises Forbidden, NotFound."""

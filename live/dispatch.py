@@ -332,6 +332,7 @@ def _plan_of(term: Term | None) -> dict[str, Any] | None:
         "name": term.plan_name,
         "ends_at": in_ms(term.until),
         "trial": term.trial,
+        "grace": term.grace,
     }
 
 

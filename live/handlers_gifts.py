@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
+from commerce.parcels import Parcel, parcels_of_gifts
 from live.http import Answer, Body, Context, IdText
 from membership.periodic_gifts import GiftNow
+from membership.transaction import Connection
+
+
+class MyGift(GiftNow, frozen=True, kw_only=True):
+    """A gift in its current period. `parcel`: with which the one that was taken was sent."""
+
+    parcel: Parcel | None = None
 
 
 class MyGifts(Answer, frozen=True, kw_only=True):
     """`birthday`: MM-DD, when it was told."""
 
-    items: tuple[GiftNow, ...]
+    items: tuple[MyGift, ...]
     birthday: str | None
 
 
@@ -35,15 +45,17 @@ async def list_my_gifts(ctx: Context) -> MyGifts:
     """The gifts of one's paid plan, each in its current period: due, claimed, or waiting for the birthday."""
     async with ctx.reading() as conn:
         return MyGifts(
-            items=await ctx.parts.periodic_gifts.of_member(conn, ctx.member),
+            items=await _with_parcels(conn, await ctx.parts.periodic_gifts.of_member(conn, ctx.member)),
             birthday=await ctx.parts.periodic_gifts.birthday(conn, ctx.member),
         )
 
 
-async def claim_gift(ctx: Context, body: GiftClaimBody) -> GiftNow:
+async def claim_gift(ctx: Context, body: GiftClaimBody) -> MyGift:
     """Take the gift of this period; again answers the same. One that is not taken lapses with its period."""
     async with ctx.transaction() as t:
-        return await ctx.parts.periodic_gifts.claim(t, ctx.member, ctx.path["gift"], body.address)
+        claimed = await ctx.parts.periodic_gifts.claim(t, ctx.member, ctx.path["gift"], body.address)
+        (gift,) = await _with_parcels(t.conn, [claimed])
+    return gift
 
 
 async def set_birthday(ctx: Context, body: Birthday) -> BirthdayKept:
@@ -52,3 +64,10 @@ async def set_birthday(ctx: Context, body: Birthday) -> BirthdayKept:
         return BirthdayKept(
             birthday=await ctx.parts.periodic_gifts.set_birthday(t, ctx.member, body.birthday)
         )
+
+
+async def _with_parcels(conn: Connection, gifts: Sequence[GiftNow]) -> tuple[MyGift, ...]:
+    parcels = await parcels_of_gifts(conn, [gift.claim for gift in gifts if gift.claim is not None])
+    return tuple(
+        MyGift(**msgspec.structs.asdict(gift), parcel=parcels.get(gift.claim or "")) for gift in gifts
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -18,7 +20,7 @@ from live.shows import Card, CardRoom, Show, ShowInput, ShowPatch, Status, Video
 from membership.actor import OfferId, ProductId, RoomId, ShowId
 from membership.audience import EVERYONE, Audience
 from membership.page import Page
-from membership.refusal import Forbidden, NotFound
+from membership.refusal import Forbidden, NotFound, Refusal, Unavailable
 from membership.tokens import Preview
 from membership.transaction import Connection
 
@@ -272,11 +274,24 @@ async def put_cues(ctx: Context, body: CuesBody) -> Page[Cue]:
 
 async def run_cue(ctx: Context) -> Cue:
     """Run a cue as it was prepared: pin, flash, benefit, poll or announcement."""
-    async with asking(ctx), ctx.transaction() as t:
+    async with asking(ctx), _cue_refusal_noted(ctx), ctx.transaction() as t:
         await own_show(ctx, t.conn, ctx.show)
         cue = await ctx.parts.cues.run(t, ctx.actor, ctx.show, ctx.path["cue"])
         await ctx.audit(t, "cue.run", f"cue:{cue.id}", {"show": ctx.show, "kind": cue.kind})
     return cue
+
+
+@asynccontextmanager
+async def _cue_refusal_noted(ctx: Context) -> AsyncIterator[None]:
+    """Around a run of a cue, in a transaction of its own: what was refused is rolled back by then."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except Refusal as refusal:
+        async with ctx.transaction() as t:
+            await ctx.parts.cues.note_refused(t, ctx.actor, ctx.show, ctx.path["cue"], refusal)
+        raise
 
 
 async def stop_cue(ctx: Context) -> Cue:

@@ -27,6 +27,7 @@ from live.http import (
     KeyText,
     PageQuery,
     ShowText,
+    may,
 )
 from membership.actor import Actor, AddressId, BenefitId, MemberId, OrderId, PlanId, ShowId
 from membership.addresses import Address, AddressInput
@@ -77,13 +78,15 @@ class SignInBody(Body, frozen=True, kw_only=True):
 
 
 class PlanNow(Answer, frozen=True, kw_only=True):
-    """The plan that runs; `ends_at` in ms. `cancelled`: for its end, to be undone until then."""
+    """The plan that runs; `ends_at` in ms. `cancelled`: for its end, to be undone until then. `grace`: the paid
+    time is over and a renewal failed; all goes on until `ends_at`, and paying until then is a renewal."""
 
     id: PlanId
     name: str
     ends_at: int
     trial: bool
     cancelled: bool = False
+    grace: bool = False
 
 
 class Me(Answer, frozen=True, kw_only=True):
@@ -175,6 +178,7 @@ async def me_of(ctx: Context, conn: Connection, member: Member, actor: Actor) ->
             ends_at=in_ms(term.until),
             trial=term.trial,
             cancelled=term.cancelled,
+            grace=term.grace,
         )
     return Me(
         id=member.id,
@@ -250,9 +254,19 @@ class TrialBody(Body, frozen=True, kw_only=True):
     show: ShowText | None = None
 
 
-async def list_plans(ctx: Context) -> Page[Plan]:
-    """The plans on sale, cheapest first."""
+class PlansQuery(PageQuery, frozen=True, kw_only=True):
+    """`off_sale`: those off sale too, for who may change plans; `cursor` and `limit` are of that list."""
+
+    off_sale: bool = False
+
+
+async def list_plans(ctx: Context, query: PlansQuery) -> Page[Plan]:
+    """The plans on sale, cheapest first. With `off_sale`, for who may change them: all, newest first."""
+    if query.off_sale:
+        may(ctx.actor, "catalog.write")
     async with ctx.reading() as conn:
+        if query.off_sale:
+            return await ctx.parts.plans.page(conn, query.cursor, query.limit)
         return Page(await ctx.parts.plans.all(conn))
 
 

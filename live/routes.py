@@ -53,7 +53,6 @@ from membership.addresses import Address, AddressInput
 from membership.audit import Act
 from membership.campaigns import Campaign, CampaignInput
 from membership.page import Page
-from membership.periodic_gifts import GiftNow
 from membership.plans import Plan, PlanInput, Term
 from membership.staff import ApiKey, StaffAccount
 from membership.tags import Tag
@@ -100,7 +99,8 @@ TABLE: Final[tuple[Route, ...]] = (
        refusals="invalid_phone wrong_code code_expired phone_taken rate_limited"),
     _r("GET", "/v1/me/points", viewer.read_points, "viewer", "me", "One's points and their entries",
        query=PageQuery, answer=viewer.PointsPage),
-    _r("GET", "/v1/plans", viewer.list_plans, "public", "me", "The plans on sale", answer=Page[Plan]),
+    _r("GET", "/v1/plans", viewer.list_plans, "public", "me", "The plans on sale",
+       query=viewer.PlansQuery, answer=Page[Plan], prefers_staff=True, refusals="unauthenticated forbidden"),
     _r("POST", "/v1/me/trial", viewer.start_trial, "viewer", "me", "Start a trial", body=viewer.TrialBody,
        answer=Term, status=201, refusals="trial_used already_member not_eligible not_found"),
     _r("POST", "/v1/me/joins", viewer.join_plan, "viewer", "me", "Join: order a plan and start its payment",
@@ -146,7 +146,7 @@ TABLE: Final[tuple[Route, ...]] = (
     _r("GET", "/v1/me/gifts", gifts.list_my_gifts, "viewer", "me", "The gifts of one's plan, period by period",
        answer=gifts.MyGifts),
     _r("POST", "/v1/me/gifts/{gift}/claim", gifts.claim_gift, "viewer", "me", "Take the gift of this period",
-       body=gifts.GiftClaimBody, answer=GiftNow, refusals="not_eligible not_found"),
+       body=gifts.GiftClaimBody, answer=gifts.MyGift, refusals="not_eligible not_found"),
     _r("PUT", "/v1/me/birthday", gifts.set_birthday, "viewer", "me", "Tell one's birthday, once",
        body=gifts.Birthday, answer=gifts.BirthdayKept, refusals="already_decided"),
     _r("GET", "/v1/me/savings", coupons.read_my_savings, "viewer", "me", "What one's plan has saved",

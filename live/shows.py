@@ -33,7 +33,7 @@ from membership.moment import in_ms
 from membership.page import BadCursor, Page
 from membership.refusal import Away, BadRequest, Forbidden, NotFound, Refusal, Unavailable
 from membership.script import Arg, ScriptLoader, json_arg
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 Status = Literal["scheduled", "waiting", "live", "paused", "ending", "ended"]
 VideoKind = Literal["hls", "flv", "mp4"]
@@ -498,9 +498,7 @@ class Shows:
         if await self._is_whole(show.id):
             return
         async with self._database.transaction() as t:
-            await t.conn.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 9))", [f"ensure:{show.id}"]
-            )
+            await lock(t.conn, f"ensure:{show.id}")
             if await self._is_whole(show.id, REBUILD_MS):
                 return  # another has just done it
             raised = await t.conn.execute(
@@ -531,9 +529,7 @@ class Shows:
         args: list[Arg] = [epoch, seen.seq, seen.compared, seen.event, seen.agreed, secrets.token_hex(6)]
         try:
             async with self._database.transaction() as t:
-                await t.conn.execute(
-                    "SELECT pg_advisory_xact_lock(hashtextextended(%s, 9))", [f"ensure:{show}"]
-                )
+                await lock(t.conn, f"ensure:{show}")
                 await t.conn.execute("UPDATE shows SET generation = generation + 1 WHERE id = %s", [show])
                 now = await self.get(t.conn, show)
                 if not await self._renew_epoch(show, [], [*args, now.generation]):

@@ -127,6 +127,12 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+def id_from(at_s: float) -> str:
+    """The least id of that moment (seconds since 1970): `new_id` gives none below it from then on."""
+    ms = f"{int(at_s * 1000):012x}"
+    return f"{ms[:8]}-{ms[8:]}-7000-8000-000000000000"
+
+
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

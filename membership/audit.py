@@ -6,6 +6,7 @@ log outlives the people in it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -14,9 +15,11 @@ import msgspec
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from membership.actor import Actor, new_id
-from membership.page import Page, check_page
+from membership.actor import Actor, id_from, new_id
+from membership.page import Page, check_page, page_of
 from membership.transaction import Connection, Transaction
+
+REFUSED_EVERY_S = 60.0
 
 
 class Act(msgspec.Struct, frozen=True):
@@ -60,6 +63,37 @@ class Audit:
             ),
         )
 
+    async def record_refused(
+        self,
+        t: Transaction,
+        actor: Actor,
+        act: str,
+        subject: str,
+        code: str,
+        detail: Mapping[str, object] | None = None,
+    ) -> bool:
+        """Add that the actor tried this act and was refused, unless it stands there with the same code since
+        less than a minute. Returns whether it was added."""
+        row = await (
+            await t.conn.execute(
+                """
+                SELECT 1 FROM audit_log
+                WHERE id >= %(since)s AND act = %(act)s AND subject = %(subject)s AND actor_id = %(actor)s
+                  AND detail->>'code' = %(code)s LIMIT 1
+                """,  # ids are by time: no index but theirs is needed
+                {
+                    "since": id_from(time.time() - REFUSED_EVERY_S),
+                    "act": f"{act}.refused",
+                    "subject": subject,
+                    "actor": actor.id,
+                    "code": code,
+                },
+            )
+        ).fetchone()
+        if row is None:
+            await self.record(t, actor, f"{act}.refused", subject, {**(detail or {}), "code": code})
+        return row is None
+
     async def list(
         self, conn: Connection, cursor: str | None = None, limit: int = 50, *, subject: str | None = None
     ) -> Page[Act]:
@@ -76,5 +110,4 @@ class Audit:
                 {"cursor": cursor, "subject": subject, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_act(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _act)

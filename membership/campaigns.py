@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from membership.actor import Actor, Facts, ProductId, is_id, new_id
 from membership.audience import EVERYONE, Audience
 from membership.line import clean_line
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.refusal import BadRequest, Forbidden, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -141,8 +141,7 @@ class Campaigns:
                 {"cursor": cursor, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_campaign(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _campaign)
 
     async def judged(
         self, conn: Connection, facts: Facts, products: Sequence[ProductId], at: datetime

@@ -18,10 +18,10 @@ from psycopg.rows import DictRow
 from membership.actor import NOBODY, Actor, Facts, GuestId, MemberId, PlanId, ShowId, is_id, new_id
 from membership.line import clean_line
 from membership.notices import Notices
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.personal import PERSONAL, Personal
 from membership.refusal import BadRequest, NotFound, Refusal
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 NICKNAME_MAX = 20  # code points
 FEED_MAX = 1000  # rows a call
@@ -306,8 +306,7 @@ class Members:
                 {"phone": exact, "like": like, "part": part, "cursor": cursor, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_member(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _member)
 
     async def feed(self, t: Transaction, rows: Sequence[FeedRow]) -> list[FedRow]:
         """Take in members from the shop's server, by its own id and the phone. Again changes nothing.
@@ -433,4 +432,4 @@ class Members:
 async def _lock_phones(t: Transaction, phones: Sequence[str]) -> None:
     """One at a time for a phone, until the transaction ends; sorted, so that two feeds cannot deadlock."""
     for phone in sorted(set(phones)):
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"phone:{phone}",))
+        await lock(t.conn, f"phone:{phone}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -29,3 +30,9 @@ def check_page(cursor: str | None, limit: int) -> None:
         raise BadCursor
     if not 1 <= limit <= LIMIT_MAX:
         raise BadRequest(f"limit is 1–{LIMIT_MAX}.")
+
+
+def page_of(rows: Sequence[Mapping[str, Any]], limit: int, make: Callable[[Any], T]) -> Page[T]:
+    """The page made of rows that were read in the list's order, one more than `limit` of them."""
+    more = len(rows) > limit
+    return Page(tuple(make(row) for row in rows[:limit]), str(rows[limit - 1]["id"]) if more else None)

@@ -1,7 +1,11 @@
 """Paid membership: the plans on sale, trials, and the terms that members have started.
 
 A term is one started period. Renewing early adds a term that begins where the last one ends; nothing but
-a refund, a conversion or erasing ends one before its time.
+a refund, a conversion or erasing ends a trial or paid term before its time.
+
+Nothing charges by itself, so a renewal fails only in the member's own hands: an order for the plan they have,
+placed while the paid time still ran, whose payment was begun at the provider and that ran out without money.
+Then a plan with `grace_days` goes on past its end by a term of its own, once for a paid term.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ from typing import Literal
 import msgspec
 from psycopg.rows import DictRow
 
-from membership.actor import MemberId, PaymentId, PlanId, ShowId, is_id, new_id
+from membership.actor import MemberId, OrderId, PaymentId, PlanId, ShowId, is_id, new_id
 from membership.line import clean_line
 from membership.members import NoSuchMember, parse_phone
 from membership.notices import Notices
+from membership.page import Page, check_page
 from membership.periodic_gifts import GiftInput, PeriodicGift, checked_gifts, gifts_of, insert_gifts
 from membership.refusal import BadRequest, KeyReused, NotFound, Refusal
 from membership.transaction import Connection, Transaction
@@ -26,6 +31,9 @@ from membership.transaction import Connection, Transaction
 TRIAL_DAYS = 7
 POINTS_BONUS_PERCENT = 20
 FEE_FEN_MAX = 10_000_000  # 100,000 yuan: beyond it somebody typed yuan for fen
+GRACE_DAYS_MAX = 30
+# A renewal begins where the paid time ended: who pays in the grace of a plan by the month still has half of it.
+GRACE_DAYS_MAX_OF_A_MONTH = 14
 
 
 class NoSuchPlan(NotFound):
@@ -61,6 +69,7 @@ class PlanInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gift_text: str = ""
     gift_value_fen: int = 0
     gifts: tuple[GiftInput, ...] = ()  # by the month, by the year, on the birthday
+    grace_days: int = 0  # of 24 h, after a renewal that failed; 14 at most for a plan of one month
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -76,16 +85,26 @@ class Plan(msgspec.Struct, frozen=True):
     gift_value_fen: int
     on_sale: bool
     gifts: tuple[PeriodicGift, ...] = ()
+    grace_days: int = 0
+
+
+class FailedRenewal(msgspec.Struct, frozen=True):
+    """An order for a plan, placed then, whose payment was begun and that ran out without money."""
+
+    order: OrderId
+    member: MemberId
+    plan: PlanId
+    placed_at: datetime
 
 
 class Term(msgspec.Struct, frozen=True):
-    """One started period of one member."""
+    """One started period of one member; or the grace after the last, where a renewal failed."""
 
     id: str
     member: MemberId
     plan: PlanId
     plan_name: str
-    kind: Literal["trial", "paid"]
+    kind: Literal["trial", "paid", "grace"]
     starts_at: datetime
     ends_at: datetime  # of this term; where it was cut short, that moment
     until: datetime  # with the renewals that join on
@@ -96,6 +115,10 @@ class Term(msgspec.Struct, frozen=True):
     @property
     def trial(self) -> bool:
         return self.kind == "trial"
+
+    @property
+    def grace(self) -> bool:
+        return self.kind == "grace"
 
 
 def _check(given: PlanInput) -> PlanInput:
@@ -109,6 +132,7 @@ def _check(given: PlanInput) -> PlanInput:
         ("points_bonus_percent", given.points_bonus_percent, 0, 1000),
         ("gift_text", len(gift_text), 0, 200),
         ("gift_value_fen", given.gift_value_fen, 0, FEE_FEN_MAX),
+        ("grace_days", given.grace_days, 0, _most_grace(given.period_months)),
     )
     for field, value, low, high in bounds:
         if not low <= value <= high:
@@ -116,9 +140,13 @@ def _check(given: PlanInput) -> PlanInput:
     return msgspec.structs.replace(given, name=name, gift_text=gift_text, gifts=checked_gifts(given.gifts))
 
 
+def _most_grace(period_months: int) -> int:
+    return GRACE_DAYS_MAX_OF_A_MONTH if period_months == 1 else GRACE_DAYS_MAX
+
+
 _PLAN = """
     SELECT id, name, fee_fen, period_months, trial_days, percent, points_bonus_percent, free_freight,
-           gift_text, gift_value_fen, on_sale
+           gift_text, gift_value_fen, on_sale, grace_days
     FROM plans
 """
 
@@ -174,6 +202,19 @@ class Plans:
         ).fetchall()
         return await self._with_gifts(conn, rows)
 
+    async def page(self, conn: Connection, cursor: str | None = None, limit: int = 50) -> Page[Plan]:
+        """All plans there ever were, newest first."""
+        check_page(cursor, limit)
+        rows = await (
+            await conn.execute(
+                _PLAN
+                + " WHERE (%(cursor)s::uuid IS NULL OR id < %(cursor)s) ORDER BY id DESC LIMIT %(limit)s + 1",
+                {"cursor": cursor, "limit": limit},
+            )
+        ).fetchall()
+        items = await self._with_gifts(conn, rows[:limit])
+        return Page(items, items[-1].id if len(rows) > limit else None)
+
     async def get(self, conn: Connection, plan: PlanId | str) -> Plan:
         """Raises NoSuchPlan."""
         row = None
@@ -190,8 +231,8 @@ class Plans:
         await t.conn.execute(
             """
             INSERT INTO plans (id, name, fee_fen, period_months, trial_days, percent, points_bonus_percent,
-                               free_freight, gift_text, gift_value_fen)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                               free_freight, gift_text, gift_value_fen, grace_days)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
             (
                 plan,
@@ -204,6 +245,7 @@ class Plans:
                 kept.free_freight,
                 kept.gift_text,
                 kept.gift_value_fen,
+                kept.grace_days,
             ),
         )
         await insert_gifts(t, plan, kept.gifts)
@@ -297,8 +339,8 @@ class Plans:
     ) -> Term:
         """A paid period, in the payment's own transaction. The same payment is answered by the same term.
 
-        Renewing extends from the end; a running trial converts at once. Raises NoSuchPlan, NoSuchMember,
-        KeyReused when the payment was for something else.
+        Renewing extends from the end, in a grace too, which ends; a running trial converts at once. Raises
+        NoSuchPlan, NoSuchMember, KeyReused when the payment was for something else.
         """
         bought = await self.get(t.conn, plan)
         await self._lock(t, member)
@@ -337,7 +379,26 @@ class Plans:
             " WHERE member_id = %s AND plan_id = %s AND ended_at IS NULL AND cancelled_at IS NOT NULL",
             (member, bought.id),
         )
-        last = next((term for term in ahead if term["plan"] == bought.id), None)
+        graces = await (
+            await t.conn.execute(
+                """
+                SELECT g.plan_id::text AS plan, last.ends_at, last.anchor_at, last.anchor_months
+                FROM plan_terms g JOIN plan_terms last ON last.id = g.after_term
+                WHERE g.member_id = %(member)s AND g.kind = 'grace' AND g.ended_at IS NULL
+                  AND g.starts_at <= %(at)s AND g.ends_at > %(at)s
+                """,
+                {"member": member, "at": moment},
+            )
+        ).fetchall()
+        await t.conn.execute(
+            """
+            UPDATE plan_terms SET end_reason = 'renewed', ended_at = coalesce(ended_at, greatest(starts_at, %(at)s))
+            WHERE member_id = %(member)s AND plan_id = %(plan)s AND kind = 'grace'
+              AND (ended_at IS NULL AND ends_at > %(at)s OR end_reason = 'cancelled')
+            """,
+            {"member": member, "plan": bought.id, "at": moment},
+        )
+        last = next((term for term in [*ahead, *graces] if term["plan"] == bought.id), None)
         starts_at = moment if last is None else last["ends_at"]
         anchor_at = moment if last is None else last["anchor_at"]
         anchor_months = bought.period_months + (0 if last is None else last["anchor_months"])
@@ -360,17 +421,59 @@ class Plans:
                 "months": anchor_months,
                 "zone": self._timezone,
                 "payment": payment_id,
-                "first": not ahead,
+                "first": not ahead and not graces,
                 "show": source_show,
             },
         )
         self._tell(t, member)
         return await self._get_term(t.conn, term_id)
 
+    async def give_grace(self, t: Transaction, failed: Sequence[FailedRenewal]) -> None:
+        """Renewals failed: each plan goes on from the end of its last paid term, for the days that it says.
+
+        Once for a paid term. Not for a plan that is cancelled for its end or was renewed meanwhile; an order
+        placed in a trial, in a grace or without the plan was no renewal.
+        """
+        locked = await t.conn.execute(
+            "SELECT id::text AS id FROM members WHERE id = ANY(%s::uuid[]) AND erased_at IS NULL"
+            " ORDER BY id FOR NO KEY UPDATE",
+            ([each.member for each in failed],),
+        )
+        known = {row["id"] for row in await locked.fetchall()}
+        for each in failed:
+            if each.member not in known:
+                continue
+            given = await t.conn.execute(
+                """
+                INSERT INTO plan_terms (id, member_id, plan_id, kind, starts_at, ends_at, anchor_at, anchor_months,
+                                        first_paid_start, after_term, failed_order)
+                SELECT %(id)s, last.member_id, last.plan_id, 'grace', last.ends_at, grace.until, last.ends_at, 0,
+                       false, last.id, %(order)s
+                FROM (SELECT * FROM plan_terms
+                      WHERE member_id = %(member)s AND plan_id = %(plan)s AND kind = 'paid' AND ended_at IS NULL
+                      ORDER BY ends_at DESC LIMIT 1) last
+                JOIN plans p ON p.id = last.plan_id
+                CROSS JOIN LATERAL (SELECT last.ends_at + p.grace_days * interval '24 hours' AS until) grace
+                WHERE p.grace_days > 0 AND last.cancelled_at IS NULL AND last.created_at < %(placed_at)s
+                  AND last.ends_at > %(placed_at)s AND grace.until > clock_timestamp()
+                ON CONFLICT (after_term) DO NOTHING
+                """,
+                {
+                    "id": new_id(),
+                    "order": each.order,
+                    "member": each.member,
+                    "plan": each.plan,
+                    "placed_at": each.placed_at,
+                },
+            )
+            if given.rowcount:
+                self._tell(t, each.member)
+
     async def end_refunded(
         self, t: Transaction, payment_id: PaymentId, *, at: datetime | None = None
     ) -> Term | None:
-        """End the term this payment started, and the access it gave. None when it started none.
+        """End the term this payment started, the access it gave and the grace after it. None when it started
+        none.
 
         Afterwards the person is registered, not on trial. Running it again changes nothing.
         """
@@ -388,11 +491,20 @@ class Plans:
             """,
             (at, row["id"]),
         )
+        await t.conn.execute(
+            """
+            UPDATE plan_terms SET end_reason = 'refunded', ended_at = coalesce(ended_at,
+                   greatest(starts_at, coalesce(%s::timestamptz, clock_timestamp())))
+            WHERE after_term = %s AND (ended_at IS NULL OR end_reason = 'cancelled')
+            """,
+            (at, row["id"]),
+        )
         self._tell(t, MemberId(str(row["member_id"])))
         return await self._get_term(t.conn, str(row["id"]))
 
     async def cancel(self, t: Transaction, member: MemberId) -> Term:
-        """Cancel the paid plan for its end; access and prices stay until then. Again changes nothing.
+        """Cancel the paid plan for its end; access and prices stay until then, and no grace follows. Again
+        changes nothing.
 
         Raises NoSuchPlan.
         """
@@ -411,6 +523,15 @@ class Plans:
             """,
             (cancelled, member),
         )
+        await t.conn.execute(
+            """
+            UPDATE plan_terms SET ended_at = CASE WHEN %(cancelled)s THEN starts_at END,
+                   end_reason = CASE WHEN %(cancelled)s THEN 'cancelled' END
+            WHERE member_id = %(member)s AND kind = 'grace' AND starts_at > clock_timestamp()
+              AND (ended_at IS NULL OR end_reason = 'cancelled')
+            """,
+            {"cancelled": cancelled, "member": member},
+        )
         term = await self.current(t.conn, member)
         if not changed.rowcount or term is None:
             raise NoSuchPlan("You have no paid plan.")
@@ -418,7 +539,7 @@ class Plans:
         return term
 
     async def current(self, conn: Connection, member: MemberId, *, at: datetime | None = None) -> Term | None:
-        """The term that gives access now: a paid one before a trial, then the one that lasts longest."""
+        """The term that gives access now: a paid one before the others, then the one that lasts longest."""
         return (await self.current_of(conn, [member], at=at)).get(member)
 
     async def current_of(
@@ -450,7 +571,7 @@ class Plans:
         return tuple(_term(row) for row in rows)
 
     async def points_bonus_percent(self, conn: Connection, member: MemberId) -> int:
-        """What the member's paid plans add to points; a trial adds nothing."""
+        """What the member's paid plans add to points; a trial or a grace adds nothing."""
         row = await (
             await conn.execute(
                 """
@@ -471,9 +592,10 @@ class Plans:
         after: datetime,
         until: datetime,
         *,
-        kind: Literal["trial", "paid"] | None = None,
+        kind: Literal["trial", "paid", "grace"] | None = None,
     ) -> tuple[Term, ...]:
-        """Terms that run out in (after, until] with no renewal behind them, soonest first.
+        """Terms that run out in (after, until] with no renewal behind them, soonest first. A grace is none, and
+        runs out itself.
 
         A job looks back to tell sockets that have lapsed, and ahead to warn a day before.
         """
@@ -485,7 +607,7 @@ class Plans:
                   AND (%(kind)s::text IS NULL OR t.kind = %(kind)s)
                   AND NOT EXISTS (SELECT 1 FROM plan_terms n
                                   WHERE n.member_id = t.member_id AND n.plan_id = t.plan_id
-                                    AND n.starts_at = t.ends_at AND n.ended_at IS NULL)
+                                    AND n.starts_at = t.ends_at AND n.ended_at IS NULL AND n.kind <> 'grace')
                 ORDER BY t.ends_at, t.id LIMIT 10000
                 """,
                 {"after": after, "until": until, "kind": kind},

@@ -16,9 +16,9 @@ from psycopg.rows import DictRow
 
 from membership.actor import MemberId, OrderId, new_id
 from membership.notices import Notices
-from membership.page import Page, check_page
+from membership.page import Page, check_page, page_of
 from membership.refusal import BadRequest, KeyReused, Refusal
-from membership.transaction import Connection, Transaction
+from membership.transaction import Connection, Transaction, lock
 
 FEN_A_POINT = 100  # 1 yuan paid = 1 point
 SPENT_BY = 100  # points are spent by hundreds; 100 points = 1 yuan, so a point spent is a fen
@@ -350,13 +350,12 @@ class Points:
                 {"member": member, "cursor": cursor, "limit": limit},
             )
         ).fetchall()
-        items = tuple(_entry(row) for row in rows[:limit])
-        return Page(items, items[-1].id if len(rows) > limit else None)
+        return page_of(rows, limit, _entry)
 
     async def lock(self, t: Transaction, member: MemberId) -> None:
         """One movement of a member's points at a time. Who also locks rows of stock takes this first, so that
         two acts of one member never wait for each other."""
-        await t.conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"points:{member}",))
+        await lock(t.conn, f"points:{member}")
 
     async def _whose(self, conn: Connection, cause: str, kind: str) -> MemberId | None:
         row = await (

@@ -34,9 +34,7 @@ from membership.interest import (
 from membership.members import shown_as
 from membership.page import Page, check_page
 from membership.refusal import NotFound
-from membership.transaction import Connection, Transaction
-
-_DERIVE_LOCK = 7_304_001  # one derivation at a time
+from membership.transaction import Connection, Transaction, lock
 
 
 class NoSuchTag(NotFound):
@@ -191,7 +189,7 @@ class Tags:
         All their records count, of any show, each faded by its age. Run again, or for an earlier show after
         a later one, it changes nothing. Raises NotFound when there is no such show.
         """
-        await t.conn.execute("SELECT pg_advisory_xact_lock(%s)", (_DERIVE_LOCK,))
+        await lock(t.conn, "tags")  # one derivation at a time
         end = await self._end_of(t.conn, show)
         members = await self._members_of(t.conn, show)
         products = await self._products(t.conn)

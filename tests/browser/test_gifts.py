@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.browser.stage import DESK, PHONE, Peopled, Shop, nameless, sideways
-from tests.browser.wording import Words
+from tests.browser.wording import Lang, Words
 
 
 def test_a_member_takes_the_gift_of_the_month_and_tells_the_birthday(one_size: Peopled, shop: Shop) -> None:
@@ -55,6 +56,42 @@ def test_a_member_takes_the_gift_of_the_month_and_tells_the_birthday(one_size: P
     assert mine["birthday"] == "02-29"
     assert mine["items"][0]["state"] == "claimed"
 
+    [order] = [one["id"] for one in shop.viewer(token, "GET", "/v1/me/orders")["items"]]
+    parcel = {"order": order, "carrier": "顺丰", "tracking": "SF0042", "gift": mine["items"][0]["claim"]}
+    for returned, key in ((False, "gift.sent"), (True, "gift.returned")):
+        shop.staff("POST", "/v1/fulfilment", {"rows": [{**parcel, "returned": returned}]})
+        page.reload()
+        expect(fresh).to_contain_text("顺丰 SF0042")
+        expect(fresh.locator(".badge")).to_have_text(say(key))
+        assert nameless(page) == [] and sideways(page) == []
+
+
+@pytest.mark.parametrize(("size", "lang"), [(PHONE, "zh-CN"), (DESK, "en-GB")], ids=["phone-zh", "desk-en"])
+def test_a_gift_that_the_plan_took_with_it_is_said_to_be_left_out(
+    one_size: Peopled, shop: Shop, size: str, lang: Lang
+) -> None:
+    say = Words(lang)
+    show, token = shop.make_show(), shop.member("许五")
+    shop.run_cues(show, "A")
+    shop.join(token, show)
+    shop.buy(token, show)
+    page = one_size(size).page("/me/orders", token=token, lang=lang)
+    see = page.get_by_role("button", name=say("order.see.of", name="有机大米 5kg"))
+    see.click()
+    gift = page.locator(".order-line").filter(has_text="杂粮试吃装")
+    expect(gift).to_contain_text("¥15")
+    expect(gift).not_to_contain_text(say("order.line.left_out"))
+    bill = shop.viewer(token, "GET", "/v1/me/plan/refund")
+    shop.viewer(token, "POST", "/v1/me/plan/refund", {"payable_fen": bill["payable_fen"]})
+    page.reload()
+    expect(page.get_by_role("tabpanel").get_by_text(say("order.line.left_out"))).to_be_visible()
+    see.click()
+    expect(gift).to_contain_text(say("order.line.left_out"))
+    expect(gift).to_contain_text(say("order.line.left_out.why"))
+    expect(gift).not_to_contain_text("¥15")
+    expect(page.locator(".saved")).not_to_contain_text("¥15")
+    assert nameless(page) == [] and sideways(page) == []
+
 
 def test_a_plan_with_gifts_and_a_group_price_are_made_at_the_desk(one_size: Peopled, shop: Shop) -> None:
     say = Words("en-GB", panel=True)
@@ -88,6 +125,10 @@ def test_a_plan_with_gifts_and_a_group_price_are_made_at_the_desk(one_size: Peop
         row.get_by_role("button", name=say("plan_stop"), exact=True).click()
         row.get_by_role("button", name=say("plan_stop_sure")).click()
         expect(row).to_contain_text(say("plan_off"))
+        panel.reload()  # who comes later puts it back
+        expect(row).to_contain_text(say("plan_off"))
+        row.get_by_role("button", name=say("plan_sell"), exact=True).click()
+        expect(row).to_contain_text(say("plan_on"))
     finally:
         for one in shop.staff("GET", "/v1/plans")["items"]:
             if one["id"] != shop.plan["id"]:

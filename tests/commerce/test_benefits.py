@@ -110,6 +110,25 @@ async def test_earlier_joins_fill_no_more_than_the_quota_and_count_a_person_once
 
 
 @pytest.mark.rule("semantics 2.2b")
+async def test_a_second_benefit_for_joining_confirms_the_earlier_joins_that_have_no_rank_yet(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    ranked, missed, between, after = await stage.members(4)
+    await stage.pay(show, ranked)
+    first = await stage.open(show, needs="join", quota=1)
+    await stage.pay(show, missed)  # nothing is left
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, first.id)
+    await stage.pay(show, between)
+    second = await stage.open(show, needs="join", quota=3)
+    assert (await stage.pay(show, after))[1] == 3
+    async with stage.tx() as t:
+        claims = [await stage.benefits.claims(t.conn, benefit.id) for benefit in (first, second)]
+    assert [[claim.member for claim in each] for each in claims] == [[ranked], [missed, between, after]]
+
+
+@pytest.mark.rule("semantics 2.2b")
 async def test_a_payment_and_the_opening_do_not_pass_each_other(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     members = await stage.members(6)

@@ -41,6 +41,7 @@ async def test_a_show_without_anything_costs_nothing(shop: GuardedShop, make_sho
         left_fen=None,
         by=(),
         goods_fen=0,
+        fees_fen=0,
         margin_fen=0,
         rebate_permille=0,
     )
@@ -80,6 +81,18 @@ async def test_gifts_cuts_and_points_of_an_evening_add_up(shop: GuardedShop, mak
     cut = row(await meter(shop, show), "price")
     assert cut is not None
     assert (cut.committed_fen, cut.spent_fen) == (2 * 2_900, 2_900)
+
+
+async def test_the_fee_of_who_joined_pays_for_the_gift(shop: GuardedShop, make_show: MakeShow) -> None:
+    show, plan = await make_show(), await shop.plan(fee_fen=19_900)
+    joined = await shop.join(await shop.buyer(), plan.id, show)
+    await shop.pay(joined.order, joined.total_fen)
+    await shop.join(await shop.buyer(), plan.id, show)  # not paid: not counted
+    await shop.claim(show, await shop.give(show, quota=3, value_fen=5_900), await shop.buyer())
+    costs = await meter(shop, show)
+    assert (costs.goods_fen, costs.fees_fen) == (0, 19_900)
+    assert costs.margin_fen == 19_900 - 5_900
+    assert costs.rebate_permille == 5_900 * 1000 // 19_900
 
 
 async def test_no_margin_is_claimed_while_a_cost_is_unknown(shop: GuardedShop, make_show: MakeShow) -> None:

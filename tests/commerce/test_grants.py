@@ -165,6 +165,35 @@ async def test_a_coupon_comes_with_the_claim_and_is_void_when_it_is_recalled(eve
         assert await shop.coupons.free_of(t.conn, buyer.member) == ()
 
 
+async def test_the_coupons_of_many_claims_are_void_by_the_same_calls_as_one(
+    evening: Evening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = evening.shop
+    async with shop.tx() as t:
+        rule = await shop.coupons.create_rule(
+            t, OPERATOR, CouponRuleInput(title="满减券", kind="amount", off_fen=500)
+        )
+    benefit = await evening.open(what="coupon", coupon_rule=rule.id, value_fen=500, quota=9)
+    claims = [await evening.won(benefit, buyer) for buyer in await shop.buyers(5)]
+    calls = []
+    async with shop.tx() as t:
+        plain = t.conn.execute
+
+        async def execute(*given: Any) -> Any:
+            calls.append(given)
+            return await plain(*given)
+
+        monkeypatch.setattr(t.conn, "execute", execute)
+        assert await shop.grants.settle(t, claims[:1], "recalled") == 1
+        once = len(calls)
+        assert await shop.grants.settle(t, claims[1:], "recalled") == 4
+        assert len(calls) == 2 * once
+        monkeypatch.undo()
+    assert await shop.rows("SELECT state, count(*) AS n FROM coupons GROUP BY state") == [
+        {"state": "void", "n": 5}
+    ]
+
+
 async def test_a_coupon_that_cannot_be_given_leaves_no_claim_and_no_rank(evening: Evening) -> None:
     shop, buyer = evening.shop, await evening.shop.buyer()
     async with shop.tx() as t:

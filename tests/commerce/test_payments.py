@@ -15,9 +15,9 @@ from commerce.benefit_terms import BenefitInput
 from commerce.benefits import Benefits
 from commerce.order_book import NoSuchOrder
 from commerce.orders import NotPaid, OrderClosed, Placed
+from commerce.payment_returns import Reason
 from commerce.payments import AlreadyRefunded, FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
 from commerce.products import ProductPatch
-from commerce.returns import Reason
 from live.database import Database, make_pool
 from live.handlers_viewer import make_payment_page
 from membership.actor import Actor, OrderId, ShowId, new_id
@@ -102,6 +102,42 @@ async def test_at_payment_the_lower_of_the_order_and_now_is_asked(shop: Shop, ma
         order = await shop.orders.get(t.conn, buyer, placed.order)
     assert (order.total_fen, order.freight_fen, order.lines[0].winner) == (4_500, 0, "member")
     assert (await shop.pay(placed.order, 4_500)).outcome == "accepted"
+
+
+async def test_only_what_is_lower_now_is_written_again(shop: Shop, make_show: MakeShow) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    rice, oil = await shop.product(list_fen=3_000), await shop.product(list_fen=6_000)
+    offers = [(await shop.open(show, rice), 1), (await shop.open(show, oil), 1)]
+    coupon = await shop.grant(buyer, await shop.rule(kind="freight", off_fen=500))
+
+    async def written(order: OrderId) -> dict[str, str]:
+        """Which transaction wrote each row last."""
+        rows = await shop.rows(
+            """
+            SELECT 'order' AS what, xmin::text FROM orders WHERE id = %s UNION ALL
+            SELECT 'line ' || position, xmin::text FROM order_lines WHERE order_id = %s UNION ALL
+            SELECT 'coupon', xmin::text FROM order_coupons WHERE order_id = %s
+            """,
+            *[order] * 3,
+        )
+        return {row["what"]: row["xmin"] for row in rows}
+
+    async def lowered(order: OrderId) -> int:
+        async with shop.tx() as t:
+            locked = await shop.orders.lock(t.conn, order)
+            assert locked is not None
+            return await shop.orders.lower_to_now(t, buyer, locked)
+
+    placed = await shop.buy(buyer, show, *offers, coupons=[coupon.id])
+    before = await written(placed.order)
+    assert before.keys() == {"order", "line 1", "line 2", "coupon"}
+    assert await lowered(placed.order) == placed.total_fen
+    assert await written(placed.order) == before
+    async with shop.tx() as t:
+        await shop.products.update(t, OPERATOR, oil.id, ProductPatch(list_fen=5_500))
+    assert await lowered(placed.order) == placed.total_fen - 500
+    after = await written(placed.order)
+    assert (after["line 1"], after["line 2"]) == (before["line 1"], after["order"])
 
 
 async def test_a_price_that_rose_or_fell_after_the_start_changes_nothing(

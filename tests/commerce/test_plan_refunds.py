@@ -298,11 +298,41 @@ async def test_a_purchases_gift_that_was_not_sent_when_the_plan_went_back_is_lef
             rows = await Fulfilment(shop.orders)._to_send(t.conn, show, 50)
         return {str(row["order"]) for row in rows if row["name"] == "小勺"}
 
+    async def left_out(placed: Placed, actor: Actor) -> list[str]:
+        async with shop.tx() as t:
+            order = await shop.orders.get(t.conn, actor, placed.order)
+        return [line.name for line in order.lines if line.left_out]
+
     assert await spoons() == {paid.order, anyones.order}
+    assert await left_out(paid, buyer) == []
     shown = await give_back(shop, giving_back(shop), buyer)
     assert (shown.way, shown.gifts_fen) == ("whole", 0)
     await shop.pay(waiting.order, waiting.total_fen)
     assert await spoons() == {anyones.order}
+    for actor in (buyer, OPERATOR):
+        assert await left_out(paid, actor) == await left_out(waiting, actor) == ["小勺"]
+        assert await left_out(anyones, actor) == []
+    await send(shop, paid.order)  # without it
+    assert await left_out(paid, buyer) == ["小勺"]
+
+
+async def test_a_gift_that_was_sent_before_the_plan_went_back_or_comes_with_the_next_is_not_left_out(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    buyer, _ = await joined(shop, await shop.plan())
+    spoon = {"list_fen": 12_000, "member_fen": None, "gift_text": "小勺", "gift_value_fen": 300}
+    sent = await buy(shop, show, buyer, 1, **spoon)
+    await send(shop, sent.order)
+    await give_back(shop, giving_back(shop), buyer)
+    again = await shop.join(buyer, (await shop.plan(name="另卡")).id)
+    await shop.pay(again.order, again.total_fen)
+    buyer = await shop.again(buyer)
+    after = await buy(shop, show, buyer, 1, **spoon)
+    for placed in (sent, after):
+        async with shop.tx() as t:
+            order = await shop.orders.get(t.conn, buyer, placed.order)
+        assert [(line.kind, line.left_out) for line in order.lines] == [("goods", False), ("gift", False)]
 
 
 # --- another sum, twice, at once ---

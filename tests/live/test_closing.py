@@ -70,6 +70,27 @@ class Evening:
             changed = await t.conn.execute(query, values)  # type: ignore[call-overload]
         assert changed.rowcount == 1
 
+    async def named_after(self, change: str, *values: object) -> list[str]:
+        """What a close names after one row was changed by hand; the row is put back."""
+        table = change.split()[2] if change.startswith("DELETE") else change.split()[1]
+        async with self.parts.pool.connection() as conn:
+            await conn.execute("SET session_replication_role = replica")
+            await conn.execute("CREATE TEMP TABLE IF NOT EXISTS kept (name text, rows jsonb)")
+            await conn.execute(
+                f"INSERT INTO kept SELECT '{table}', jsonb_agg(to_jsonb(w)) FROM {table} w"  # type: ignore[arg-type]
+            )
+            assert (await conn.execute(change, values or None)).rowcount == 1, change  # type: ignore[arg-type]
+            await conn.commit()
+            named = [str(difference) for difference in (await self.close()).differences]
+            await conn.execute(
+                f"DELETE FROM {table};"  # type: ignore[arg-type]
+                f" INSERT INTO {table} OVERRIDING SYSTEM VALUE"
+                f" SELECT (jsonb_populate_recordset(NULL::{table}, rows)).* FROM kept; DROP TABLE kept"
+            )
+            await conn.execute("RESET session_replication_role")
+            await conn.commit()
+        return named
+
     async def join(self, member: Caller) -> str:
         body = {"plan": self.plan, "show": self.show, "key": f"join-{member.id}"}
         joining = await member.ok("POST", "/v1/me/joins", body)
@@ -266,24 +287,8 @@ async def test_whatever_is_changed_in_a_row_is_named(shop: Shop) -> None:
     evening = await whole_evening(shop)
     assert (await evening.close()).differences == ()
     for what, change, word in CHANGES:
-        async with evening.parts.pool.connection() as conn:
-            await conn.execute("SET session_replication_role = replica")
-            await conn.execute("CREATE TEMP TABLE IF NOT EXISTS kept (name text, rows jsonb)")
-            changed = change.split()[2] if change.startswith("DELETE") else change.split()[1]
-            await conn.execute(
-                f"INSERT INTO kept SELECT '{changed}', jsonb_agg(to_jsonb(w)) FROM {changed} w"  # type: ignore[arg-type]
-            )
-            assert (await conn.execute(change)).rowcount == 1, what  # type: ignore[arg-type]
-            await conn.commit()
-            named = [str(difference) for difference in (await evening.close()).differences]
-            assert any(word in each for each in named), (what, named)
-            await conn.execute(
-                f"DELETE FROM {changed};"  # type: ignore[arg-type]
-                f" INSERT INTO {changed} OVERRIDING SYSTEM VALUE"
-                f" SELECT (jsonb_populate_recordset(NULL::{changed}, rows)).* FROM kept; DROP TABLE kept"
-            )
-            await conn.execute("RESET session_replication_role")
-            await conn.commit()
+        named = await evening.named_after(change)
+        assert any(word in each for each in named), (what, named)
     assert (await evening.close()).differences == ()
 
 

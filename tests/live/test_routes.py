@@ -366,6 +366,35 @@ async def test_staff_of_one_room_work_in_that_room_only(shop: Shop) -> None:
     await bound.ok("POST", f"/v1/shows/{own['id']}/open")
 
 
+async def test_a_cue_that_is_refused_is_in_the_audit_log_once_a_minute_and_code(shop: Shop) -> None:
+    owner, other = await shop.staff(), await shop.staff("assistant")
+    room = await a_room(owner, "night")
+    show = (await a_show(owner, room["id"]))["id"]
+    said = {"kind": "announcement", "title": "公告", "shortcut": "A", "payload": {"text": "好"}}
+    cues = await owner.ok("PUT", f"/v1/shows/{show}/cues", {"cues": [said]})
+    cue = cues["items"][0]["id"]
+    run = f"/v1/shows/{show}/cues/{cue}/run"
+
+    async def noted() -> list[tuple[str, str | None]]:
+        found = (await owner.ok("GET", f"/v1/audit?subject=cue:{cue}"))["items"]
+        assert all(act["detail"]["show"] == show for act in found)
+        return [(act["act"], act["detail"].get("code")) for act in reversed(found)]
+
+    refused = ("cue.run.refused", "wrong_status")
+    words = await asyncio.gather(*(owner.refused("POST", run) for _ in range(6)))
+    assert set(words) == {"wrong_status"}
+    assert await noted() == [refused]
+    assert await other.refused("POST", run) == "wrong_status"
+    assert await noted() == [refused, refused]  # somebody else
+    await owner.ok("POST", f"/v1/shows/{show}/open")
+    await owner.ok("POST", run)
+    assert await owner.refused("POST", run) == "cue_running"
+    assert await noted() == [refused, refused, ("cue.run", None), ("cue.run.refused", "cue_running")]
+    nothing = new_id()
+    assert await owner.refused("POST", f"/v1/shows/{show}/cues/{nothing}/run") == "not_found"
+    assert (await owner.ok("GET", f"/v1/audit?subject=cue:{nothing}"))["items"] == []
+
+
 # -- keys --------------------------------------------------------------------------------------------
 
 
@@ -510,7 +539,29 @@ async def after_the_order(owner: Caller, server: Caller, viewer: Caller, order: 
     assert not (await viewer.ok("DELETE", "/v1/me/plan/cancel"))["cancelled"]
 
 
-async def gifts_of_a_plan(viewer: Caller, plan: dict[str, Any], address: str) -> None:
+async def plans_off_sale(shop: Shop, owner: Caller, nobody: Caller, on_sale: str) -> None:
+    """Who may put a plan back finds those off sale too, part by part; nobody else does."""
+    off = []
+    for name in ("旧卡", "更旧的卡"):
+        plan = await owner.ok("POST", "/v1/plans", {**PLAN, "name": name})
+        await owner.ok("PATCH", f"/v1/plans/{plan['id']}", {"on_sale": False})
+        off.append(plan["id"])
+    first = await owner.ok("GET", "/v1/plans?off_sale=true&limit=2")
+    rest = await owner.ok("GET", f"/v1/plans?off_sale=true&limit=2&cursor={first['next']}")
+    found = [(each["id"], each["on_sale"]) for each in first["items"] + rest["items"]]
+    assert found == [(off[1], False), (off[0], False), (on_sale, True)]
+    assert rest["next"] is None
+    assert await owner.refused("GET", "/v1/plans?off_sale=true&cursor=x") == "bad_request"
+    for caller, word in (
+        (nobody, "unauthenticated"),
+        (await shop.member(), "unauthenticated"),
+        (await shop.staff("reviewer"), "forbidden"),
+    ):
+        assert await caller.refused("GET", "/v1/plans?off_sale=true") == word
+        assert [each["id"] for each in (await caller.ok("GET", "/v1/plans"))["items"]] == [on_sale]
+
+
+async def gifts_of_a_plan(server: Caller, viewer: Caller, plan: dict[str, Any], address: str) -> None:
     """The sample of this month once, to one's address; the box waits for a birthday, which is told once."""
     sample, box = plan["gifts"]
     shown = await viewer.ok("GET", "/v1/me/gifts")
@@ -523,6 +574,17 @@ async def gifts_of_a_plan(viewer: Caller, plan: dict[str, Any], address: str) ->
     taken = await viewer.ok("POST", path, {"address": address})
     assert taken["state"] == "claimed"
     assert await viewer.ok("POST", path, {"address": address}) == taken
+    assert taken["parcel"] is None
+    orders = (await viewer.ok("GET", "/v1/me/orders"))["items"]
+    joined = next(order["id"] for order in orders if order["kind"] == "plan")
+    row = {"order": joined, "carrier": "顺丰", "tracking": "SF7", "gift": taken["claim"]}
+    await server.ok("POST", "/v1/fulfilment", {"rows": [row]})
+    for sent in (
+        (await viewer.ok("GET", "/v1/me/gifts"))["items"][0],
+        await viewer.ok("POST", path, {"address": address}),
+    ):
+        assert (sent["parcel"]["carrier"], sent["parcel"]["tracking"]) == ("顺丰", "SF7")
+        assert {**sent, "parcel": None} == taken
     assert (
         await viewer.refused("POST", f"/v1/me/gifts/{box['id']}/claim", {"address": address})
         == "not_eligible"
@@ -649,6 +711,7 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     plan = await server.ok("POST", "/v1/plans", {**PLAN, "gifts": gifts})
     await owner.ok("PATCH", f"/v1/plans/{plan['id']}", {"on_sale": True})
     assert [found["id"] for found in (await nobody.ok("GET", "/v1/plans"))["items"]] == [plan["id"]]
+    await plans_off_sale(shop, owner, nobody, plan["id"])
 
     # room, show, cues
     room = await a_room(owner, "night")
@@ -853,7 +916,7 @@ async def test_every_route_answers_in_the_course_of_an_evening(shop: Shop) -> No
     await server.ok("GET", "/v1/odd-payments")
     await after_the_order(owner, server, viewer, order["order"])
     await coupons_and_points(owner, server, viewer)
-    await gifts_of_a_plan(viewer, plan, address["id"])
+    await gifts_of_a_plan(server, viewer, plan, address["id"])
     refunded = await server.ok("POST", f"/v1/orders/{order['order']}/refund")
     assert refunded["state"] == "refunded"
 

@@ -4,9 +4,11 @@ and what comes earlier is its own."""
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +21,14 @@ from commerce.refunds import Refunds
 from commerce.stock import Stock
 from live.database import Database
 from live.lua import Scripts
-from membership.transaction import Connection
+from membership.transaction import LOCKS, Connection, lock, try_lock
 from tests.commerce.guard_stage import GuardedShop
 from tests.commerce.shop_stage import OPERATOR
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
 ADVISORY = "SELECT pg_advisory_xact_lock(hashtextextended(%s, %s))"
 
@@ -158,3 +161,21 @@ async def test_a_plan_given_back_locks_its_order_before_its_buyer(shop: GuardedS
     lock = [buyer_lock(member.member), 0]
     async with held_up(shop, ADVISORY, lock, refund()) as conn:
         assert not await is_free(conn, "SELECT 1 FROM orders WHERE id = %s", placed.order)
+
+
+async def test_a_name_is_one_transactions_at_a_time_and_one_that_nobody_knows_is_no_lock(
+    shop: GuardedShop,
+) -> None:
+    async with shop.tx() as mine, shop.tx() as other:
+        await lock(mine.conn, "points:a")
+        assert not await try_lock(other.conn, "points:a")
+        assert await try_lock(other.conn, "points:b")
+        with pytest.raises(KeyError):
+            await lock(mine.conn, "nobody:a")
+    async with shop.tx() as t:
+        assert await try_lock(t.conn, "points:a")
+
+
+def test_every_name_that_is_locked_is_written_down() -> None:
+    text = (ROOT / "docs" / "decisions" / "locks.md").read_text()
+    assert set(re.findall(r"`([a-z]+)(?:`|:…)", text)) >= LOCKS.keys()

@@ -83,6 +83,7 @@ export function Meter({ costs }) {
     ${over && html`<p class="notice notice--bad notice--slim" role="status">${t("costs_over", { sum: money(costs.committed_fen - costs.budget_fen) })}</p>`}
     <p class="small muted num">
       ${costs.budget_fen !== null && html`${t("costs_budget", { sum: money(costs.budget_fen) })} · `}
+      ${t("costs_came", { goods: money(costs.goods_fen), fees: money(costs.fees_fen) })} ·
       ${costs.margin_fen === null || costs.margin_fen === undefined ? t("costs_margin_unknown") : t("costs_margin", { sum: money(costs.margin_fen) })}
     </p>
   `;

@@ -16,27 +16,22 @@ const within = (text, min, max) => (/^\d{1,4}$/.test(text.trim()) && Number(text
 const lasting = (months) => (months === 12 ? t("plan_a_year") : months === 1 ? t("plan_a_month") : t("plan_months_n", { n: months }));
 
 export function Plans({ may }) {
-  const page = usePage("/v1/plans");
-  const [off, setOff] = useState([]); // taken off sale here: they can be put back while this page is open
-  const [making, make] = useState(false);
   const can = may("catalog.write");
-  const changed = async (plan) => {
-    setOff((old) => [...old.filter((one) => one.id !== plan.id), ...(plan.on_sale ? [] : [plan])]);
-    await page.read();
-  };
+  const page = usePage(can ? "/v1/plans?off_sale=true" : "/v1/plans"); // who may put a plan back sees those off sale
+  const [making, make] = useState(false);
   const made = () => {
     make(false);
     page.read();
   };
-  const list = [...(page.list ?? []), ...off.filter((one) => !page.list?.some((other) => other.id === one.id))];
+  const list = page.list ?? [];
   return html`
     <section class="money__part" aria-labelledby="plans-title">
       <header class="money__head row row--wrap">
         <div class="grow"><h2 id="plans-title" class="display">${t("money_plans")}</h2><p class="muted small">${t("plans_lead")}</p></div>
         ${can && html`<${Button} small kind="primary" onClick=${() => make(true)}><${Icon} name="plus" />${t("plan_new")}<//>`}
       </header>
-      <${Listed} page=${{ ...page, list: page.list && list }} empty=${t("plans_empty")}>
-        <ul class="rows">${list.map((plan) => html`<${Row} key=${plan.id} plan=${plan} can=${can} onDone=${changed} />`)}</ul>
+      <${Listed} page=${page} empty=${t("plans_empty")}>
+        <ul class="rows">${list.map((plan) => html`<${Row} key=${plan.id} plan=${plan} can=${can} onDone=${page.read} />`)}</ul>
       <//>
       ${making && html`<${NewPlan} onClose=${() => make(false)} onDone=${made} />`}
     </section>
@@ -46,9 +41,9 @@ export function Plans({ may }) {
 function Row({ plan, can, onDone }) {
   const [sure, setSure] = useState(false);
   const sell = useAct(async (key, on_sale) => {
-    const answer = await patch(`/v1/plans/${plan.id}`, { on_sale }, { key });
+    await patch(`/v1/plans/${plan.id}`, { on_sale }, { key });
     setSure(false);
-    await onDone(answer);
+    await onDone();
   });
   return html`
     <li class="row-card" aria-label=${plan.name}>
@@ -58,6 +53,7 @@ function Row({ plan, can, onDone }) {
         <p class="num">${money(plan.fee_fen)} · ${lasting(plan.period_months)}</p>
         <p class="small muted num row-card__facts">
           <span>${plan.trial_days ? t("plan_trial_n", { n: plan.trial_days }) : t("plan_trial_none")}</span>
+          ${plan.grace_days > 0 && html`<span>${t("plan_grace_n", { n: plan.grace_days })}</span>`}
           ${plan.percent && html`<span>${t("plan_percent_n", { n: plan.percent })}</span>`}
           ${plan.points_bonus_percent > 0 && html`<span>${t("plan_points_n", { n: plan.points_bonus_percent })}</span>`}
           ${plan.free_freight && html`<span>${t("plan_freight")}</span>`}
@@ -82,7 +78,7 @@ function Row({ plan, can, onDone }) {
 }
 
 function NewPlan({ onClose, onDone }) {
-  const [form, setForm] = useState({ name: "", fee: "", months: "12", trial: "7", percent: "", bonus: "20", free_freight: true });
+  const [form, setForm] = useState({ name: "", fee: "", months: "12", trial: "7", grace: "0", percent: "", bonus: "20", free_freight: true });
   const [gifts, setGifts] = useState([]); // {row, title, value, every, needs_address}
   const [tried, setTried] = useState(false);
   const set = (change) => setForm({ ...form, ...change });
@@ -91,7 +87,7 @@ function NewPlan({ onClose, onDone }) {
   if (!form.name.trim()) errors.name = t("field_needed");
   if (!fee) errors.fee = t("field_amount");
   else if (fee > FEE_FEN_MAX) errors.fee = t("plan_most", { sum: money(FEE_FEN_MAX) });
-  for (const [name, min, max] of [["months", 1, 120], ["trial", 0, 60], ["bonus", 0, 1000]]) if (within(form[name], min, max) === null) errors[name] = t("field_number", { min, max: count(max) });
+  for (const [name, min, max] of [["months", 1, 120], ["trial", 0, 60], ["grace", 0, Number(form.months) === 1 ? 14 : 30], ["bonus", 0, 1000]]) if (within(form[name], min, max) === null) errors[name] = t("field_number", { min, max: count(max) });
   if (form.percent.trim() && within(form.percent, 1, 99) === null) errors.percent = t("field_number", { min: 1, max: 99 });
   const wrong = gifts.map((gift) => {
     const value = fenOf(gift.value);
@@ -116,6 +112,7 @@ function NewPlan({ onClose, onDone }) {
       fee_fen: fee,
       period_months: Number(form.months),
       trial_days: Number(form.trial),
+      grace_days: Number(form.grace),
       percent: form.percent.trim() ? Number(form.percent) : null,
       points_bonus_percent: Number(form.bonus),
       free_freight: form.free_freight,
@@ -140,9 +137,12 @@ function NewPlan({ onClose, onDone }) {
         </div>
         <div class="pair">
           <${TextField} label=${t("plan_trial")} hint=${t("plan_trial_help")} inputmode="numeric" value=${form.trial} error=${shown.trial} onInput=${(trial) => set({ trial })} />
-          <${TextField} label=${t("plan_percent")} needed=${false} hint=${t("plan_percent_help")} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(percent) => set({ percent })} />
+          <${TextField} label=${t("plan_grace")} hint=${t("plan_grace_help")} inputmode="numeric" value=${form.grace} error=${shown.grace} onInput=${(grace) => set({ grace })} />
         </div>
-        <${TextField} label=${t("plan_bonus")} inputmode="numeric" value=${form.bonus} error=${shown.bonus} onInput=${(bonus) => set({ bonus })} />
+        <div class="pair">
+          <${TextField} label=${t("plan_percent")} needed=${false} hint=${t("plan_percent_help")} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(percent) => set({ percent })} />
+          <${TextField} label=${t("plan_bonus")} inputmode="numeric" value=${form.bonus} error=${shown.bonus} onInput=${(bonus) => set({ bonus })} />
+        </div>
         <label class="row"><input class="switch" type="checkbox" role="switch" checked=${form.free_freight} onChange=${(event) => set({ free_freight: event.currentTarget.checked })} /><span>${t("plan_freight")}</span></label>
         <${GiftRows} gifts=${gifts} setGifts=${setGifts} errors=${tried ? wrong : []} />
       </form>

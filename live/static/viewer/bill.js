@@ -73,6 +73,7 @@ export function savedBy(order) {
   let goods = 0;
   let gift = 0;
   for (const line of order.lines ?? []) {
+    if (line.left_out) continue;
     if (line.kind === "gift") gift += (line.gift_value_fen ?? 0) * line.quantity;
     else {
       const list = line.candidates?.find((one) => one.kind === "list")?.unit_fen ?? line.unit_fen;

@@ -39,7 +39,8 @@ export function useGifts() {
 const facts = (gift) => [t(`gift.every.${gift.every}`), gift.value_fen ? t("gift.worth", { sum: money(gift.value_fen) }) : ""].filter(Boolean).join(" · ");
 
 /** What became of it, or until when it may be taken. */
-function stateText({ gift, state, until_at, claimed_at }, birthday) {
+function stateText({ gift, state, until_at, claimed_at, parcel }, birthday) {
+  if (parcel) return t(parcel.returned_at ? "gift.returned.by" : "gift.sent.by", { time: shortTime(parcel.returned_at ?? parcel.sent_at), carrier: parcel.carrier, tracking: parcel.tracking });
   if (state === "claimed") return t(gift.needs_address ? "gift.claimed.sent" : "gift.claimed.given", { time: shortTime(claimed_at) });
   if (state === "due") return t("gift.until", { time: untilText(until_at) });
   return birthday ? t("gift.waiting", { day: birthdayText(birthday) }) : t("gift.waiting.unknown");
@@ -59,7 +60,7 @@ export function Gifts({ gifts }) {
             <span class="small muted discount__more">${facts(one.gift)}</span>
             <span class="small discount__more num">${stateText(one, birthday)}</span></span>
           ${one.state === "due" && html`<button type="button" class="button button--primary button--small" aria-label=${t("gift.take.named", { title: one.gift.title })} onClick=${() => openSheet("gift", { one })}>${t("gift.take")}</button>`}
-          ${one.state === "claimed" && html`<span class="badge badge--ok"><${Icon} name="check" />${t("gift.claimed")}</span>`}
+          ${one.state === "claimed" && html`<span class="badge badge--ok"><${Icon} name="check" />${t(one.parcel?.returned_at ? "gift.returned" : one.parcel ? "gift.sent" : "gift.claimed")}</span>`}
         </li>`,
       )}
     </ul>

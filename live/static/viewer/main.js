@@ -10,7 +10,7 @@ import { BuySheet } from "./buy.js";
 import { CaseSheet, readCases } from "./cases.js";
 import { Deck } from "./deck.js";
 import { Grain, Icon, classes, desk, html } from "./dom.js";
-import { count, shortTime, toMs } from "./format.js";
+import { count, dateText, shortTime, toMs } from "./format.js";
 import { Hearts } from "./hearts.js";
 import { GiftSheet } from "./gifts.js";
 import { JoinSheet, afterTrial } from "./join.js";
@@ -180,7 +180,8 @@ function without(object, name) {
 }
 
 function welcomeMember(before, now) {
-  toast(t(now.plan?.trial ? "member.trial" : "member.now", { name: now.plan?.name ?? "" }), "ok");
+  if (now.plan?.grace) toast(t("me.grace", { date: dateText(now.plan.ends_at) }));
+  else toast(t(now.plan?.trial ? "member.trial" : "member.now", { name: now.plan?.name ?? "" }), "ok");
   if (sheet.value?.name === "join") sheet.value = null;
 }
 

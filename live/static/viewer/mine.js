@@ -158,11 +158,12 @@ function Me() {
       <div class="row row--apart">
         <div>
           <h3 class="display">${plan ? plan.name : t("me.registered")}</h3>
-          <p class="small">${plan ? t(plan.trial ? "me.trial" : "me.until", { date: dateText(plan.ends_at) }) : t("me.noplan")}</p>
+          <p class="small">${plan ? t(plan.grace ? "me.grace" : plan.trial ? "me.trial" : "me.until", { date: dateText(plan.ends_at) }) : t("me.noplan")}</p>
         </div>
         <button type="button" class="button button--member" onClick=${() => openSheet("join")}>${plan && !plan.trial ? t("me.renew") : t("me.join")}</button>
       </div>
-      ${plan && !plan.trial && html`<button type="button" class="link-button small plan-card__leave" onClick=${() => openSheet("leave")}>${t("leave.open")}</button>`}
+      ${plan?.grace && html`<p class="small">${t("me.grace.why")}</p>`}
+      ${plan && !plan.trial && !plan.grace && html`<button type="button" class="link-button small plan-card__leave" onClick=${() => openSheet("leave")}>${t("leave.open")}</button>`}
     </section>
     ${plan && html`<${Savings} />`}
     <form class="stack" onSubmit=${save}>

@@ -132,13 +132,14 @@ function Line({ line, order }) {
   return html`<li class="order-line">
     <div class="row row--apart order-line__head">
       <span class="grow">${gift && html`<span class="badge badge--plan">${t("order.gift")}</span> `}${line.name} <span class="muted num">× ${line.quantity}</span></span>
-      <strong class="num">${gift ? (line.gift_value_fen ? t("benefit.worth", { sum: money(line.gift_value_fen * line.quantity) }) : "") : money(line.line_fen)}</strong>
+      <strong class="num">${line.left_out ? "" : gift ? (line.gift_value_fen ? t("benefit.worth", { sum: money(line.gift_value_fen * line.quantity) }) : "") : money(line.line_fen)}</strong>
     </div>
     ${!gift && order.kind === "goods" && html`<p class="tiny muted num">${t("order.line.unit", { price: money(line.unit_fen), kind: t(`candidate.${line.winner}`) })}</p>`}
     ${line.parts?.length > 0 && html`<p class="tiny muted">${t("bundle.parts", { parts: line.parts.map((one) => `${one.name} × ${one.quantity}`).join(" · ") })}</p>`}
     ${line.ship_by && html`<p class="tiny muted">${t("presale.by", { date: dayText(line.ship_by) })}</p>`}
     ${off > 0 && html`<p class="tiny muted num">${[line.coupon_fen > 0 && t("order.line.coupon", { sum: money(line.coupon_fen) }), line.points_fen > 0 && t("order.line.points", { sum: money(line.points_fen) })].filter(Boolean).join(" · ")}</p>`}
     ${line.refunded > 0 && html`<p class="tiny"><span class="badge badge--info">${t("order.line.refunded", { n: line.refunded })}</span></p>`}
+    ${line.left_out && html`<p class="tiny"><span class="badge badge--info">${t("order.line.left_out")}</span> <span class="muted">${t("order.line.left_out.why")}</span></p>`}
     ${!gift && html`<${AskWhy} line=${line} />`}
   </li>`;
 }
@@ -239,7 +240,7 @@ export function OrderRow({ order, changed }) {
     <ul class="order__lines">
       ${lines.length
         ? lines.map(
-            (line, i) => html`<li key=${i} class="row row--apart"><span class="grow">${line.name} <span class="muted num">× ${line.quantity}</span></span><span class="num">${line.kind === "gift" ? t("order.gift") : money(line.line_fen)}</span></li>`,
+            (line, i) => html`<li key=${i} class="row row--apart"><span class="grow">${line.name} <span class="muted num">× ${line.quantity}</span></span><span class="num">${line.left_out ? t("order.line.left_out") : line.kind === "gift" ? t("order.gift") : money(line.line_fen)}</span></li>`,
           )
         : html`<li class="row row--apart"><span>${order.plan_name ?? t(`order.kind.${order.kind}`)}</span></li>`}
     </ul>

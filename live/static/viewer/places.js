@@ -136,7 +136,7 @@ export function Ended() {
         ${!mine && html`<div class="skeleton" style=${{ height: "84px" }}></div>`}
         ${mine?.failed && html`<${Notice} kind="bad" icon="warn">${t("refused.disconnected")}<//>`}
         ${nothing && !mine.failed && html`<p class="muted">${t("ended.nothing")}</p>`}
-        ${you.value.plan && html`<p class="tonight__plan"><${Grain} size="16" />${t(you.value.plan.trial ? "me.trial" : "ended.plan", { name: you.value.plan.name, date: dateText(you.value.plan.ends_at) })}</p>`}
+        ${you.value.plan && html`<p class="tonight__plan"><${Grain} size="16" />${t(you.value.plan.grace ? "me.grace" : you.value.plan.trial ? "me.trial" : "ended.plan", { name: you.value.plan.name, date: dateText(you.value.plan.ends_at) })}</p>`}
         ${mine?.benefits.length > 0 && html`<ul class="stack">${mine.benefits.map((one, i) => html`<${Won} key=${one.id ?? i} benefit=${one} />`)}</ul>`}
         ${unpaid.map(
           (one) => html`<button type="button" key=${one.id} class="tonight__order tonight__order--open" onClick=${() => openMine("orders")}>
