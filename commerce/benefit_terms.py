@@ -162,8 +162,8 @@ def checked_terms(terms: BenefitInput) -> BenefitInput:
 
 
 def may_have(audience: Audience, facts: Facts) -> bool:
-    """Whether a benefit for `audience` is for this person. A trial gives no part in the first N."""
-    if facts.on_trial:
+    """Whether a benefit for `audience` is for this person. A trial and a grace give no part in the first N."""
+    if facts.on_trial or facts.in_grace:
         facts = msgspec.structs.replace(facts, plans=frozenset())
     return audience.has(facts)
 

@@ -168,7 +168,7 @@ _CUTS = """
 """
 
 # A point is worth a fen. Of an order refunded in part, what went back is taken off; its pieces were given. A gift to
-# who joins is paid by the fee, so the fee counts too.
+# who joins is paid by the fee, so the fee counts too; of a plan given back, what was kept for more than the gifts.
 _SOLD = """
     WITH paid AS (
         SELECT o.id, o.goods_fen - o.coupon_fen - o.points_fen
@@ -183,9 +183,9 @@ _SOLD = """
     ), fees AS (
         SELECT o.total_fen - coalesce((
             SELECT sum(r.amount_fen) FROM payments p JOIN payment_returns r ON r.payment_id = p.id
-            WHERE p.order_id = o.id AND p.outcome = 'accepted'), 0) AS net_fen
-        FROM orders o
-        WHERE o.show_id = %(show)s AND o.kind = 'plan' AND o.paid_at IS NOT NULL AND o.state <> 'refunded'
+            WHERE p.order_id = o.id AND p.outcome = 'accepted'), 0) - coalesce(b.gifts_fen, 0) AS net_fen
+        FROM orders o LEFT JOIN plan_refunds b ON b.order_id = o.id
+        WHERE o.show_id = %(show)s AND o.kind = 'plan' AND o.paid_at IS NOT NULL
     )
     SELECT coalesce((SELECT sum(net_fen) FROM paid), 0)::bigint AS goods_fen,
         coalesce((SELECT sum(net_fen) FROM fees), 0)::bigint AS fees_fen,

@@ -20,6 +20,7 @@ from commerce.refund_lines import AlreadyRefunded
 from commerce.seats import Missed, Seats
 from membership.actor import Actor, OrderId, PaymentId, is_id, new_id
 from membership.audit import Audit
+from membership.members import lock_member
 from membership.moment import in_ms
 from membership.notices import Notices
 from membership.plans import Plans
@@ -132,6 +133,8 @@ class Returns:
                 left_fen,
             )
             await refund_lines.write(t.conn, order, lines, "refund", actor.id)
+        if locked.kind == "plan":
+            await lock_member(t.conn, locked.member)  # its term ends below, and points are locked after this
         await self._orders.mark_refunded(t, locked)
         if locked.kind == "goods":
             await self.recall_unearned(t, locked.id)

@@ -24,6 +24,7 @@ from commerce.savings import plan_kinds, purchase_gifts, saved_on
 from commerce.seats import Seats
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId
 from membership.audit import Audit
+from membership.members import lock_member
 from membership.moment import in_ms
 from membership.plans import NoSuchPlan, Plans
 from membership.refusal import Refusal
@@ -128,11 +129,10 @@ class PlanRefunds:
         member = actor.signed_in()
         first = await self._held(t.conn, member)
         locked = await self._orders.lock(t.conn, first.order)
+        await lock_member(t.conn, member)  # what takes a gift of the plan waits here, or is on the bill
         await self._orders.one_at_a_time(t.conn, member)  # no order at the plan's price comes in between
         if locked is None or locked.state not in PAID:
             raise AlreadyRefunded
-        # What takes a gift of the plan waits here, or is on the bill.
-        await t.conn.execute("SELECT 1 FROM members WHERE id = %s FOR NO KEY UPDATE", [member])
         bill = await self._bill(t.conn, await self._held(t.conn, member))
         if bill.order != locked.id:
             raise PriceChanged("your plan has changed; look at the bill again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,8 @@ from membership.page import Page
 from membership.refusal import Forbidden, NotFound, Refusal, Unavailable
 from membership.tokens import Preview
 from membership.transaction import Connection
+
+log = logging.getLogger("companion.shows")
 
 PREVIEW_S = 3_600
 SHOW_LENGTH = timedelta(hours=2)  # what a calendar is told: a show has no planned end
@@ -289,8 +292,11 @@ async def _cue_refusal_noted(ctx: Context) -> AsyncIterator[None]:
     except Unavailable:
         raise
     except Refusal as refusal:
-        async with ctx.transaction() as t:
-            await ctx.parts.cues.note_refused(t, ctx.actor, ctx.show, ctx.path["cue"], refusal)
+        try:
+            async with ctx.transaction() as t:
+                await ctx.parts.cues.note_refused(t, ctx.actor, ctx.show, ctx.path["cue"], refusal)
+        except Exception:  # the refusal is what is answered, and what a second person is asked about
+            log.exception("the refusal of a cue was not noted")
         raise
 
 

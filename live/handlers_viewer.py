@@ -79,7 +79,7 @@ class SignInBody(Body, frozen=True, kw_only=True):
 
 class PlanNow(Answer, frozen=True, kw_only=True):
     """The plan that runs; `ends_at` in ms. `cancelled`: for its end, to be undone until then. `grace`: the paid
-    time is over and a renewal failed; all goes on until `ends_at`, and paying until then is a renewal."""
+    time is over and a renewal failed; all goes on until `ends_at`, and paying for this plan until then renews it."""
 
     id: PlanId
     name: str

@@ -349,7 +349,8 @@ class _Reader:
         moved: MovedError | None = None
         while self._positions:
             try:
-                async with (await self._find(moved)).client() as client:
+                client = (await self._find(moved)).client()
+                try:
                     self._client_id = int(await client.client_id())
                     # The first read does not wait: that it works again is known, and told, at once.
                     await self._read_once(client, block_ms=None)
@@ -358,6 +359,9 @@ class _Reader:
                         self._heard(self, True)
                         await self._read_once(client, block_ms=BLOCK_MS)
                     return
+                finally:
+                    # Not `async with`: cancelled again in its __aexit__, which `end` may do, it keeps the connection.
+                    await asyncio.shield(client.aclose())
             except asyncio.CancelledError:
                 raise
             except (AskError, TryAgainError) as error:  # AskError is MovedError too: the slot is on its way

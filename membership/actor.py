@@ -88,7 +88,8 @@ class Facts(msgspec.Struct, frozen=True):
     member: MemberId | None = None
     registered: bool = False
     plans: frozenset[PlanId] = frozenset()  # active now, paid or trial
-    on_trial: bool = False
+    on_trial: bool = False  # what runs is a trial
+    in_grace: bool = False  # no plan that runs is paid, and one is in its grace
     tier: str | None = None
     segments: frozenset[str] = frozenset()
 

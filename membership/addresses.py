@@ -9,7 +9,7 @@ from psycopg.rows import DictRow
 
 from membership.actor import AddressId, MemberId, is_id, new_id
 from membership.line import clean_line
-from membership.members import NoSuchMember, parse_phone
+from membership.members import NoSuchMember, lock_member, parse_phone
 from membership.refusal import BadRequest, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -100,10 +100,7 @@ class Addresses:
         """Keep an address; the same one twice is kept once. Raises InvalidAddress, TooManyAddresses."""
         kept = check_address(given)
         # one at a time a member, so that twenty stay twenty
-        locked = await t.conn.execute(
-            "SELECT 1 FROM members WHERE id = %s AND erased_at IS NULL FOR NO KEY UPDATE", (member,)
-        )
-        if await locked.fetchone() is None:
+        if not await lock_member(t.conn, member):
             raise NoSuchMember
         held = await self.list(t.conn, member)
         for address in held:

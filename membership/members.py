@@ -227,7 +227,8 @@ class Members:
                 """
                 SELECT m.id::text AS id, m.nickname,
                        array_agg(t.plan_id::text) FILTER (WHERE t.id IS NOT NULL) AS plans,
-                       bool_and(t.kind = 'trial') FILTER (WHERE t.id IS NOT NULL) AS on_trial
+                       bool_and(t.kind = 'trial') AS on_trial,
+                       bool_and(t.kind <> 'paid') AND bool_or(t.kind = 'grace') AS in_grace
                 FROM members m
                 LEFT JOIN plan_terms t ON t.member_id = m.id AND t.starts_at <= clock_timestamp()
                      AND coalesce(t.ended_at, t.ends_at) > clock_timestamp()
@@ -245,6 +246,7 @@ class Members:
                 registered=True,
                 plans=frozenset(PlanId(plan) for plan in row["plans"] or ()),
                 on_trial=bool(row["on_trial"]),
+                in_grace=bool(row["in_grace"]),
             )
             name = shown_as(member, row["nickname"])
             found[member] = Actor(kind="viewer", id=member, name=name, facts=facts)
@@ -427,6 +429,14 @@ class Members:
 
     def _tell(self, t: Transaction, member: MemberId) -> None:
         t.after_commit(lambda: self._notices.facts_changed(member))
+
+
+async def lock_member(conn: Connection, member: MemberId) -> bool:
+    """One change at a time of what a member has. False when there is none, or an erased one."""
+    locked = await conn.execute(
+        "SELECT 1 FROM members WHERE id = %s AND erased_at IS NULL FOR NO KEY UPDATE", (member,)
+    )
+    return await locked.fetchone() is not None
 
 
 async def _lock_phones(t: Transaction, phones: Sequence[str]) -> None:

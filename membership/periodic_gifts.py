@@ -18,7 +18,7 @@ import msgspec
 from membership.actor import AddressId, MemberId, PlanId, is_id, new_id
 from membership.addresses import Addresses
 from membership.line import clean_line
-from membership.members import NoSuchMember
+from membership.members import NoSuchMember, lock_member
 from membership.refusal import BadRequest, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
@@ -215,10 +215,7 @@ class PeriodicGifts:
         address), NoSuchAddress.
         """
         # The member's row is what two calls at once wait for, and giving the plan back too.
-        locked = await t.conn.execute(
-            "SELECT 1 FROM members WHERE id = %s AND erased_at IS NULL FOR NO KEY UPDATE", (member,)
-        )
-        if await locked.fetchone() is None:
+        if not await lock_member(t.conn, member):
             raise NoSuchMember
         known = (
             is_id(gift)

@@ -431,7 +431,8 @@ class Plans:
     async def give_grace(self, t: Transaction, failed: Sequence[FailedRenewal]) -> None:
         """Renewals failed: each plan goes on from the end of its last paid term, for the days that it says.
 
-        Once for a paid term. Not for a plan that is cancelled for its end or was renewed meanwhile; an order
+        Once for a paid term. Not for a plan that is cancelled for its end, was renewed meanwhile or is no longer
+        on sale, so that nobody could renew it; an order
         placed in a trial, in a grace or without the plan was no renewal.
         """
         locked = await t.conn.execute(
@@ -454,7 +455,7 @@ class Plans:
                       ORDER BY ends_at DESC LIMIT 1) last
                 JOIN plans p ON p.id = last.plan_id
                 CROSS JOIN LATERAL (SELECT last.ends_at + p.grace_days * interval '24 hours' AS until) grace
-                WHERE p.grace_days > 0 AND last.cancelled_at IS NULL AND last.created_at < %(placed_at)s
+                WHERE p.grace_days > 0 AND p.on_sale AND last.cancelled_at IS NULL AND last.created_at < %(placed_at)s
                   AND last.ends_at > %(placed_at)s AND grace.until > clock_timestamp()
                 ON CONFLICT (after_term) DO NOTHING
                 """,

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.browser.stage import DESK, PHONE, People, Peopled, Shop, connected, nameless, sideways
 from tests.browser.wording import Lang, Words
 
-GIFT_FEN = 990  # stated value of the kitchen set
+GIFT_FEN = 5_900  # stated value of the kitchen set
 
 
 class Desk:
@@ -53,15 +53,15 @@ def test_the_cost_meter_follows_what_is_promised_and_spent(desk: Desk, shop: Sho
     panel = desk.show(show)
     costs = desk.costs(panel)
     figures = {name: costs.locator(f".cost-key__{name} dd") for name in ("spent", "committed", "left")}
-    expect(figures["committed"]).to_have_text("990")
+    expect(figures["committed"]).to_have_text("5,900")
     expect(figures["spent"]).to_have_text("0")
-    expect(figures["left"]).to_have_text("8,010")
+    expect(figures["left"]).to_have_text("3,100")
     shop.join(shop.member("吴十"), show)
-    expect(figures["spent"]).to_have_text("9.90")
+    expect(figures["spent"]).to_have_text("59")
     expect(costs.get_by_role("img").first).to_have_accessible_name(
-        desk.say("costs_said", committed="¥990", spent="¥9.90", left="¥8,010", budget="¥9,000")
+        desk.say("costs_said", committed="¥5,900", spent="¥59", left="¥3,100", budget="¥9,000")
     )
-    expect(costs.get_by_role("row").filter(has_text="厨房三件套")).to_contain_text("9.90")
+    expect(costs.get_by_role("row").filter(has_text="厨房三件套")).to_contain_text("59")
     expect(costs.get_by_role("img", name=desk.say("costs_plot")).locator("canvas")).to_be_visible()
     assert nameless(panel) == [] and sideways(panel) == []
 

@@ -13,6 +13,7 @@ from live.database import Database
 from live.lua import Scripts
 from membership.actor import ShowId
 from tests.commerce.guard_stage import HOST, GuardedShop
+from tests.commerce.shop_stage import OPERATOR
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
@@ -93,6 +94,32 @@ async def test_the_fee_of_who_joined_pays_for_the_gift(shop: GuardedShop, make_s
     assert (costs.goods_fen, costs.fees_fen) == (0, 19_900)
     assert costs.margin_fen == 19_900 - 5_900
     assert costs.rebate_permille == 5_900 * 1000 // 19_900
+
+
+async def test_of_a_plan_given_back_counts_what_was_kept_for_more_than_its_gifts(
+    shop: GuardedShop, make_show: MakeShow
+) -> None:
+    show, plan = await make_show(), await shop.plan(fee_fen=19_900, gift_value_fen=5_900)
+    whole, part = [await shop.join(await shop.buyer(), plan.id, show) for _ in range(2)]
+    for joined in (whole, part):
+        await shop.pay(joined.order, joined.total_fen)
+    async with shop.tx() as t:
+        await shop.payments.refund(t, OPERATOR, whole.order)
+    assert (await meter(shop, show)).fees_fen == 19_900
+    async with shop.tx() as t:  # as a plan given back after half its time, one gift of 59 yuan kept
+        await shop.payments.return_part(t, part.order, 9_000, "plan")
+        await t.conn.execute(
+            """
+            INSERT INTO plan_refunds (payment_id, order_id, way, fee_fen, price_fen, freight_fen, gifts_fen,
+                time_fen, payable_fen, refunded_by)
+            SELECT id, order_id, 'pro_rata', 19900, 0, 0, 5900, 5000, 9000, 'm' FROM payments WHERE order_id = %s
+            """,
+            [part.order],
+        )
+        await t.conn.execute(
+            "UPDATE orders SET state = 'refunded', closed_at = now() WHERE id = %s", [part.order]
+        )
+    assert (await meter(shop, show)).fees_fen == 19_900 - 9_000 - 5_900
 
 
 async def test_no_margin_is_claimed_while_a_cost_is_unknown(shop: GuardedShop, make_show: MakeShow) -> None:

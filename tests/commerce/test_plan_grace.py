@@ -7,14 +7,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
+from commerce.claims import Won
 from commerce.freight import FreightRow
 from commerce.orders import Placed
 from commerce.savings import SavingsMeter
+from live.database import Database
+from live.lua import Scripts
 from membership.actor import Actor, MemberId, PlanId
+from membership.audience import PLAN_MEMBERS
 from membership.periodic_gifts import GiftInput, PeriodicGifts
 from membership.plans import Plan, PlanInput, Term
-from membership.refusal import BadRequest
+from membership.refusal import BadRequest, Refusal
+from tests.commerce.guard_stage import GuardedShop
 from tests.commerce.shop_stage import Shop
 from tests.commerce.test_freight import put
 from tests.commerce.test_payments import open_gift, page_of
@@ -115,6 +121,16 @@ async def test_a_failed_renewal_gives_one_grace_from_the_end_of_the_paid_time(sh
     assert rows == [{"failed": first.order}]
     await until_end(shop, buyer, timedelta(days=-DAYS, seconds=-1))
     assert not (await shop.again(buyer)).facts.plans
+
+
+async def test_a_plan_that_nobody_can_renew_gives_none(shop: Shop) -> None:
+    buyer, plan = await member(shop)
+    placed = await shop.join(buyer, plan.id)
+    await page_of(shop, buyer, placed.order)
+    async with shop.tx() as t:
+        await shop.plans.set_on_sale(t, plan.id, False)
+    assert await shop.let_holds_run_out() == 1
+    assert await terms(shop, buyer, "grace") == []
 
 
 async def test_looking_giving_up_and_another_plan_are_no_renewal_that_failed(shop: Shop) -> None:
@@ -264,6 +280,23 @@ async def test_a_grace_gives_access_price_and_freight_and_no_gifts_points_or_sea
     assert joining.seat is None
     recorded = await shop.pay(joining.order, joining.total_fen)
     assert recorded.claim is None
+
+
+async def test_a_grace_has_no_part_in_the_first_to_claim(
+    redis: Redis, scripts: Scripts, database: Database, make_show: MakeShow
+) -> None:
+    shop, show = GuardedShop(redis, scripts, database), await make_show()
+    buyer, plan = await member(shop)
+    paying, _ = await joined(shop, plan)
+    await not_paid(shop, buyer, plan)
+    await until_end(shop, buyer, timedelta(seconds=-1))
+    buyer = await shop.again(buyer)
+    assert (buyer.facts.plans, buyer.facts.in_grace) == ({plan.id}, True)
+    benefit = await shop.give(show, quota=1, value_fen=500, audience=PLAN_MEMBERS)
+    assert isinstance(await shop.claim(show, benefit, buyer), Refusal)
+    won = await shop.claim(show, benefit, await shop.again(paying))
+    assert isinstance(won, Won)
+    assert won.rank == 1
 
 
 # --- how it ends ---

@@ -173,6 +173,26 @@ async def test_a_partition_without_shows_costs_no_connection(heard: Heard) -> No
     await until(lambda: heard.seqs[second] == [1, 2])
 
 
+@pytest.mark.parametrize("passes", range(1, 6))
+async def test_a_reader_cancelled_again_while_it_ends_gives_its_connection_back(
+    heard: Heard, passes: int
+) -> None:
+    (show,) = shows(1)
+    await heard.tail.follow(show, 0)
+    await heard.append(show, 1)
+    await until(lambda: heard.seqs.get(show) == [1])
+    reader = heard.tail._readers[tag(show)]
+    await until(lambda: reader._blocked)
+    assert reader._task is not None and reader._home is not None
+    pool = reader._home.connection_pool
+    before = len(pool._in_use_connections)
+    while not reader._task.done():
+        reader._task.cancel()
+        for _ in range(passes):
+            await asyncio.sleep(0)
+    await until(lambda: len(pool._in_use_connections) == before - 1)
+
+
 async def test_notices_come_from_the_newest_on_and_in_order(heard: Heard) -> None:
     notices = Notices(heard.redis)
     await notices.send_many([(MemberId(f"m{at}"), {"type": "you", "n": at}) for at in range(100)])

@@ -163,6 +163,19 @@ async def test_a_plan_given_back_locks_its_order_before_its_buyer(shop: GuardedS
         assert not await is_free(conn, "SELECT 1 FROM orders WHERE id = %s", placed.order)
 
 
+async def test_a_plans_money_sent_back_locks_the_buyer_before_the_points(shop: GuardedShop) -> None:
+    buyer = await shop.buyer()
+    placed = await shop.join(buyer, (await shop.plan()).id)
+    await shop.pay(placed.order, placed.total_fen)
+
+    async def refund() -> None:
+        async with shop.tx() as t:
+            await shop.payments.refund(t, OPERATOR, placed.order)
+
+    async with held_up(shop, ADVISORY, [f"points:{buyer.id}", 0], refund()) as conn:
+        assert not await is_free(conn, "SELECT 1 FROM members WHERE id = %s", buyer.id)
+
+
 async def test_a_name_is_one_transactions_at_a_time_and_one_that_nobody_knows_is_no_lock(
     shop: GuardedShop,
 ) -> None:

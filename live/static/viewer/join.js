@@ -143,7 +143,7 @@ export function JoinSheet() {
   return html`<${Sheet} title=${t("join.title")} foot=${foot}>
     <div class="stack" style=${{ "--gap": "16px" }}>
       ${current &&
-      html`<${Notice} kind=${current.grace ? "warn" : "ok"} icon=${current.grace ? "clock" : "check"}>${t(current.grace ? "join.grace.until" : current.trial ? "join.trial.until" : "join.until", { date: dateText(current.ends_at) })}<//>`}
+      html`<${Notice} kind=${current.grace ? "warn" : "ok"} icon=${current.grace ? "clock" : "check"}>${t(current.grace ? (current.id === plan?.id ? "join.grace.until" : "join.grace.other") : current.trial ? "join.trial.until" : "join.until", { date: dateText(current.ends_at) })}<//>`}
       ${plans.value === null && !error && html`<div class="skeleton" style=${{ height: "180px" }}></div>`}
       ${list.length > 1 &&
       html`<div class="stack" role="radiogroup" aria-label=${t("join.plans")} style=${{ "--gap": "8px" }}>
