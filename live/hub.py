@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from os import write
 from typing import Any
 
 import msgspec
@@ -393,11 +394,12 @@ class ShowHub:
                 else:
                     framed = plain
                     written += 1
+                # As Socket.put does, without its look at what waits, and without a call of our own.
                 try:
-                    taken = socket.write(framed)
+                    taken = write(socket.fd, framed)
                 except OSError:
                     taken = 0
-                if taken < len(framed):
+                if taken != len(framed):
                     socket.spill(framed, taken)
             elif self._write_with_care(data, mask, socket, kind, first, last):
                 if socket.deflates:
