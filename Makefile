@@ -29,14 +29,14 @@ demo: $(STAMP)
 	@exec $(RUN)/companion demo --tied --viewers $(VIEWERS) $(ARGS)
 
 test: lint browser
-	$(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-floor: $(STAMP) browser
 	@deploy/install_floor
-	TEST_FLOOR=1 $(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	TEST_FLOOR=1 $(RUN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-cluster: $(STAMP) browser
-	TEST_CLUSTER=1 $(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	TEST_CLUSTER=1 $(RUN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
