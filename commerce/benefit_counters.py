@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 from psycopg.rows import DictRow
 
-from commerce.benefit_terms import TEND_AFTER_CLOSE_S, Benefit, benefit_of
+from commerce.benefit_terms import TEND_AFTER_CLOSE_S, TENDED, Benefit, benefit_of
 from membership.actor import BenefitId, ShowId
 from membership.audience import Audience, ShowAudiences
 from membership.refusal import Unavailable
@@ -61,7 +61,7 @@ class BenefitCounters:
 
     async def counts(self, show: ShowId, benefit: BenefitId) -> BenefitCounts:
         """One moment, read whole from Redis. Raises Unavailable when the counters are lost."""
-        generation, _, quota, confirmed, held, queued, _ = await self._read(
+        generation, _, quota, confirmed, held, queued, *_ = await self._read(
             show, benefit_keys(benefit), [benefit]
         )
         if not generation:
@@ -73,26 +73,33 @@ class BenefitCounters:
 
         Idempotent; each second, and `at_once` after the keys of a show were opened anew. Lost counters are
         rebuilt from PostgreSQL under the show's lock and a new generation: what was decided under the old
-        one is not written.
+        one is not written. A closed one of which nothing is left to do is noted as settled.
         """
         found = await t.conn.execute(
-            """
-            SELECT id, version, told_version, generation,
-                changed_at > clock_timestamp() - make_interval(secs => %s) AS young
+            f"""
+            SELECT id, version, told_version, generation, status = 'closed' AS closed,
+                settled_at IS NOT NULL AS settled,
+                changed_at > clock_timestamp() - make_interval(secs => %s) AS young,
+                EXISTS (SELECT 1 FROM benefit_claims c
+                        WHERE c.benefit_id = benefits.id AND c.announced_at IS NULL) AS untold
             FROM benefits
-            WHERE show_id = %s AND (status <> 'closed' OR closed_at > now() - make_interval(secs => %s))
+            WHERE show_id = %s AND ({TENDED} OR closed_at > now() - make_interval(secs => %s))
             ORDER BY id
-            """,
+            """,  # noqa: S608 - a constant
             [TOLD_GRACE_S, show, TEND_AFTER_CLOSE_S],
         )
-        due: list[tuple[BenefitId, DictRow, Literal["told", "behind", "lost"]]] = []
+        due: list[tuple[BenefitId, DictRow, Literal["told", "settled", "behind", "lost"]]] = []
         for row in await found.fetchall():
             benefit = BenefitId(str(row["id"]))
-            generation, version, *_ = await self._read(show, benefit_keys(benefit), [benefit])
+            generation, version, _, _, held, _, _, unwritten = await self._read(
+                show, benefit_keys(benefit), [benefit]
+            )
             lost = not generation or int(generation) != row["generation"]
             if not lost and version >= row["version"]:
                 if row["told_version"] < row["version"]:
                     due.append((benefit, row, "told"))
+                elif row["closed"] and row["settled"] != (not held and not unwritten and not row["untold"]):
+                    due.append((benefit, row, "settled"))
             elif at_once or not row["young"]:
                 due.append((benefit, row, "lost" if lost else "behind"))
         if any(state == "lost" for _, _, state in due):
@@ -104,6 +111,15 @@ class BenefitCounters:
                     [row["version"], benefit],
                 )
                 continue
+            if state == "settled":
+                await t.conn.execute(
+                    """
+                    UPDATE benefits SET settled_at = CASE WHEN %s THEN clock_timestamp() END
+                    WHERE id = %s AND version = %s AND generation = %s
+                    """,
+                    [not row["settled"], benefit, row["version"], row["generation"]],
+                )
+                continue
             if state == "lost":
                 await t.conn.execute(
                     """
@@ -113,7 +129,7 @@ class BenefitCounters:
                     [benefit, row["generation"]],
                 )
             await self.put_after(t, benefit, told=row["told_version"] >= row["version"])
-        return sum(state != "told" for _, _, state in due)
+        return sum(state in ("behind", "lost") for _, _, state in due)
 
     async def put_after(self, t: Transaction, benefit: BenefitId, *, told: bool = False) -> None:
         """Read what is to be in force now; hand it to Redis once it is committed."""

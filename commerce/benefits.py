@@ -19,7 +19,7 @@ from commerce.benefit_counters import BenefitCounters, BenefitCounts, lock_show
 from commerce.benefit_terms import (
     QUOTA_MAX,
     REGISTERED,
-    TEND_AFTER_CLOSE_S,
+    TENDED,
     Benefit,
     BenefitInput,
     benefit_of,
@@ -306,14 +306,9 @@ class Benefits:
         return await self._counters.counts(show, benefit)
 
     async def to_tend(self, conn: Connection) -> Sequence[ShowId]:
-        """The shows whose benefits need `agree`, `Seats.sweep` and `Claims.settle` each second."""
+        """The shows whose benefits need `agree`, `Seats.sweep` and `Claims.settle` each second, newest first."""
         found = await conn.execute(
-            """
-            SELECT DISTINCT show_id FROM benefits b
-            WHERE status <> 'closed' OR closed_at > now() - make_interval(secs => %s)
-               OR EXISTS (SELECT 1 FROM benefit_claims c WHERE c.benefit_id = b.id AND c.announced_at IS NULL)
-            """,
-            [TEND_AFTER_CLOSE_S],
+            f"SELECT show_id FROM benefits WHERE {TENDED} GROUP BY show_id ORDER BY max(opened_at) DESC"  # noqa: S608 - a constant
         )
         return [ShowId(row["show_id"]) for row in await found.fetchall()]
 

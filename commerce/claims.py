@@ -16,7 +16,7 @@ from psycopg import Error as SqlError
 from commerce.benefit_counters import benefit_keys, claim_digest
 from commerce.benefit_terms import (
     KEPT_MAX,
-    TEND_AFTER_CLOSE_S,
+    TENDED,
     Benefit,
     FixedTerms,
     Transactions,
@@ -214,14 +214,8 @@ class Claims:
         """
         async with self._transactions() as t:
             found = await t.conn.execute(
-                """
-                SELECT * FROM benefits b WHERE show_id = %s AND needs <> 'join' AND (
-                    status <> 'closed' OR closed_at > now() - make_interval(secs => %s)
-                    OR EXISTS (SELECT 1 FROM benefit_claims c
-                               WHERE c.benefit_id = b.id AND c.announced_at IS NULL))
-                ORDER BY id
-                """,
-                [show, TEND_AFTER_CLOSE_S],
+                f"SELECT * FROM benefits WHERE show_id = %s AND needs <> 'join' AND {TENDED} ORDER BY id",  # noqa: S608 - a constant
+                [show],
             )
             tended = [benefit_of(row) for row in await found.fetchall()]
         settled = 0

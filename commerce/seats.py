@@ -18,6 +18,7 @@ from msgspec import Struct
 from commerce.benefit_counters import benefit_keys, lock_show
 from commerce.benefit_terms import (
     TEND_AFTER_CLOSE_S,
+    TENDED,
     Benefit,
     FixedTerms,
     Transactions,
@@ -357,13 +358,8 @@ class Seats:
         if not await try_lock(t.conn, f"sweep:{show}"):
             return Swept()
         found = await t.conn.execute(
-            """
-            SELECT id FROM benefits
-            WHERE show_id = %s AND needs = 'join'
-              AND (status <> 'closed' OR closed_at > now() - make_interval(secs => %s))
-            ORDER BY id
-            """,
-            [show, TEND_AFTER_CLOSE_S],
+            f"SELECT id FROM benefits WHERE show_id = %s AND needs = 'join' AND {TENDED} ORDER BY id",  # noqa: S608 - a constant
+            [show],
         )
         lapsed = served = 0
         for row in await found.fetchall():
@@ -422,18 +418,17 @@ class Seats:
     async def _release_ended(self, t: Transaction, show: ShowId) -> int:
         """Seats still held for an order that ended unpaid while the store was away, and for no other."""
         found = await t.conn.execute(
-            """
+            f"""
             SELECT s.benefit_id, s.member_id FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
-            WHERE b.show_id = %(show)s AND b.needs = 'join' AND s.state = 'held'
-              AND (b.status <> 'closed' OR b.closed_at > now() - make_interval(secs => %(tend)s))
+            WHERE b.show_id = %(show)s AND b.needs = 'join' AND s.state = 'held' AND {TENDED}
               AND s.until > clock_timestamp() AND EXISTS (
                   SELECT 1 FROM orders o
                   WHERE o.member_id = s.member_id AND o.show_id = b.show_id AND o.kind = 'plan'
                     AND o.state IN ('cancelled', 'expired')
                     AND o.closed_at >= s.until - make_interval(secs => b.seat_s))
             ORDER BY s.member_id, s.benefit_id LIMIT %(page)s
-            """,
-            {"show": show, "tend": TEND_AFTER_CLOSE_S, "page": RELEASE_PAGE},
+            """,  # noqa: S608 - a constant
+            {"show": show, "page": RELEASE_PAGE},
         )
         released = 0
         for row in await found.fetchall():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from psycopg import errors
 
-from commerce.benefit_terms import BenefitInput
+from commerce.benefit_counters import benefit_keys
+from commerce.benefit_terms import LOOKED_AT_S, TEND_MAX_S, BenefitInput
 from commerce.benefits import BenefitOpen, Closed, NotLive
 from commerce.claim_announcer import shown_name
 from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
@@ -423,16 +425,96 @@ async def test_an_older_version_changes_nothing(stage: Stage, make_show: MakeSho
     assert (await stage.benefits.counts(show, benefit)).quota == 3
 
 
-async def test_shows_to_tend_are_those_with_open_benefits(stage: Stage, make_show: MakeShow) -> None:
-    show, _ = await make_show(), await make_show()
-    benefit = (await stage.open(show)).id
+async def tended(stage: Stage) -> list[ShowId]:
+    """One turn of the job that tends, as in live/jobs.py; returns whom it tended."""
     async with stage.tx() as t:
-        assert await stage.benefits.to_tend(t.conn) == [show]
+        shows = list(await stage.benefits.to_tend(t.conn))
+    for show in shows:
+        async with stage.tx() as t:
+            await stage.benefits.agree(t, show)
+        await stage.seats.sweep(show)
+        await stage.claims.settle(show)
+    return shows
+
+
+async def later(stage: Stage, seconds: int) -> None:
+    """Everything about benefits happened so much earlier."""
+    by = timedelta(seconds=seconds)
+    async with stage.tx() as t:
         await t.conn.execute(
-            "UPDATE benefits SET status = 'closed', closed_at = now() - interval '2 h' WHERE id = %s",
-            [benefit],
+            "UPDATE benefits SET closed_at = closed_at - %s, settled_at = settled_at - %s", [by, by]
         )
-        assert await stage.benefits.to_tend(t.conn) == []
+        await t.conn.execute("UPDATE benefit_claims SET claimed_at = claimed_at - %s", [by])
+
+
+async def test_what_is_tended_comes_newest_first_until_nothing_of_it_is_left(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    older, newer, _ = await make_show(), await make_show(), await make_show()
+    first, second = (await stage.open(older, needs="join")).id, (await stage.open(newer)).id
+    payer = await stage.member()
+    await stage.take(older, payer)
+    await claimed(stage, newer, second, payer)
+    assert await tended(stage) == [newer, older]
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, first)
+        await stage.benefits.close(t, HOST, second)
+    for _ in range(3):  # a seat is held in one, of the other a claim is not noted as told
+        assert await tended(stage) == [newer, older]
+    assert await settled(stage) == []
+    await later(stage, 5)
+    for _ in range(3):
+        await tended(stage)
+    assert await settled(stage) == [second]
+    await stage.end_holds(older, first, [payer])
+    for _ in range(3):
+        await tended(stage)
+    assert await settled(stage) == [first, second]
+    assert await tended(stage) == [newer, older]  # still looked at, as long as a store may take writes back
+    await later(stage, LOOKED_AT_S)
+    assert await tended(stage) == []
+
+
+async def test_a_settled_benefit_that_is_not_is_tended_again(stage: Stage, make_show: MakeShow) -> None:
+    """The store lost its last writes, or the counters are built anew."""
+    show, payer = await make_show(), await stage.member()
+    benefit = (await stage.open(show, needs="join")).id
+    await stage.take(show, payer)
+    kept = await stage.redis.lrange(show_key(show, benefit_keys(benefit)[6]), 0, -1)  # not yet written
+    assert len(kept) == 1
+    await stage.end_holds(show, benefit, [payer])
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+    for _ in range(3):
+        await tended(stage)
+    assert await settled(stage) == [benefit]
+    await stage.redis.rpush(show_key(show, benefit_keys(benefit)[6]), *kept)
+    async with stage.tx() as t:
+        await stage.benefits.agree(t, show)
+    assert await settled(stage) == []
+    for _ in range(2):
+        await tended(stage)
+    assert await settled(stage) == [benefit]
+    async with stage.tx() as t:
+        await t.conn.execute("UPDATE benefits SET generation = generation + 1")
+    assert await settled(stage) == []
+
+
+async def test_one_that_cannot_settle_is_given_up_after_a_day(stage: Stage, make_show: MakeShow) -> None:
+    show = await make_show()
+    benefit = (await stage.open(show, needs="join")).id
+    await stage.take(show, await stage.member())
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+    await later(stage, TEND_MAX_S - 60)
+    assert await tended(stage) == [show]
+    await later(stage, 60)
+    assert await tended(stage) == []
+
+
+async def settled(stage: Stage) -> list[BenefitId]:
+    rows = await stage.rows("SELECT id FROM benefits WHERE settled_at IS NOT NULL ORDER BY id")
+    return [BenefitId(str(row["id"])) for row in rows]
 
 
 @pytest.mark.rule("semantics 2.9a", "semantics 2.4a")

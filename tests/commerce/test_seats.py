@@ -381,6 +381,24 @@ async def test_a_crash_in_a_payment_is_settled_by_the_tables(
     assert (await stage.pay(show, lost))[1] == 2
 
 
+async def test_what_happened_to_seats_is_written_however_late_the_jobs_come(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    """They were away for two hours from before the close; without this the show could never be closed."""
+    show = await make_show()
+    benefit = (await stage.open(show, needs="join")).id
+    holder = await stage.member()
+    await stage.take(show, holder)
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+        await t.conn.execute("UPDATE benefits SET closed_at = closed_at - interval '2 h'")
+    await stage.end_holds(show, benefit, [holder])
+    assert (await stage.seats.sweep(show)).lapsed == 1
+    [row] = await stage.rows("SELECT state FROM benefit_seats")
+    assert row["state"] == "lapsed"
+    assert await stage.redis.llen(show_key(show, benefit_keys(benefit)[6])) == 0
+
+
 @pytest.mark.rule("L5")
 async def test_held_seats_outlive_the_close_and_no_other_does(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
