@@ -36,6 +36,7 @@ SETTLE_S: Final = 2.0
 LAPSE_BACK: Final = timedelta(minutes=10)  # what ran out while no job ran
 MONEY_S: Final = 5.0
 REFRESH_S: Final = 5.0
+ENDED_S: Final = 10.0
 SCHEDULE_S: Final = 10.0
 FADE_S: Final = 3_600.0
 STALLED_S: Final = 60.0
@@ -70,6 +71,7 @@ class Rounds:
             (MONEY_S, self._ask_for_money),
             (MONEY_S, self._return_money),
             (REFRESH_S, self._refresh),
+            (ENDED_S, self._follow_ended),
             (SCHEDULE_S, self._schedule),
             (FADE_S, self._fade),
             (FADE_S, self._expire_coupons),
@@ -127,7 +129,7 @@ class Rounds:
                 await self._parts.claims.settle(show)
 
     async def _record(self) -> None:
-        """Log and behaviour to PostgreSQL, for every show that moved."""
+        """Log and behaviour to PostgreSQL, for every show that is on."""
         for show in await self._recorder.moving():
             with _alone(f"recording {show}"):
                 await self._recorder.record(show)
@@ -153,9 +155,19 @@ class Rounds:
     async def _meter(self) -> None:
         """What a show costs, on the screens of staff."""
         for show in await self._recorder.moving():
-            with _alone(f"metering {show}"):
-                async with self._parts.database.reading() as conn:
-                    await self._parts.meter.show(conn, show)
+            await self._meter_show(show)
+
+    async def _meter_show(self, show: ShowId) -> None:
+        with _alone(f"metering {show}"):
+            async with self._parts.database.reading() as conn:
+                await self._parts.meter.show(conn, show)
+
+    async def _follow_ended(self) -> None:
+        """What comes after the end: orders paid late, money sent back. Seldom, as ended shows add up."""
+        for show in await self._recorder.ended_lately():
+            with _alone(f"recording {show}"):
+                await self._recorder.record(show)
+            await self._meter_show(show)
 
     async def _ask_for_money(self) -> None:
         """Payments whose webhook did not come are asked for."""

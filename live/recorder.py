@@ -30,19 +30,24 @@ class Recorder:
         self._parts = parts
 
     async def moving(self) -> list[ShowId]:
-        """Shows whose log may have grown: begun, and not ended for an hour."""
-        async with self._parts.pool.connection() as conn:
-            rows = await (
-                await conn.execute(
-                    """
-                    SELECT id FROM shows
-                    WHERE state IN ('waiting', 'live', 'paused', 'ending')
-                       OR (state = 'ended' AND ended_at > now() - make_interval(secs => %s))
-                    """,
-                    (ENDED_FOR_S,),
-                )
-            ).fetchall()
-        return [ShowId(row["id"]) for row in rows]
+        """Shows that are on: their logs grow."""
+        async with self._parts.database.reading() as conn:
+            found = await conn.execute(
+                "SELECT id FROM shows WHERE state IN ('waiting', 'live', 'paused', 'ending')"
+            )
+            return [ShowId(row["id"]) for row in await found.fetchall()]
+
+    async def ended_lately(self) -> list[ShowId]:
+        """Shows whose logs may still grow: not ended for an hour. The last one first."""
+        async with self._parts.database.reading() as conn:
+            found = await conn.execute(
+                """
+                SELECT id FROM shows WHERE state = 'ended' AND ended_at > now() - make_interval(secs => %s)
+                ORDER BY ended_at DESC
+                """,
+                [ENDED_FOR_S],
+            )
+            return [ShowId(row["id"]) for row in await found.fetchall()]
 
     async def record(self, show: ShowId) -> int:
         """Copy what is new of one show. Returns how many log entries and behaviour records it was."""

@@ -199,6 +199,30 @@ async def test_a_show_that_cannot_be_recorded_holds_up_no_other(
     assert set(shows) <= set(recorded)
 
 
+async def test_what_comes_after_the_end_is_recorded_for_an_hour(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on, first, last, old = [await served.make_show() for _ in range(4)]
+    for show in (first, last, old):
+        await end(served, show)
+    async with served.parts.database.transaction() as t:
+        await t.conn.execute("UPDATE shows SET ended_at = now() - interval '2 h' WHERE id = %s", [old])
+    recorder = Recorder(served.parts)
+    recorded: list[ShowId] = []
+
+    async def record(show: ShowId) -> int:
+        recorded.append(show)
+        raise ValueError("an entry that cannot be read")
+
+    monkeypatch.setattr(recorder, "record", record)
+    rounds = Rounds(served.parts, recorder)
+    await rounds._follow_ended()
+    assert [show for show in recorded if show in (on, first, last, old)] == [last, first]
+    recorded.clear()
+    await rounds._record()
+    assert on in recorded and not {first, last, old} & {*recorded}
+
+
 async def test_who_lapsed_is_told_by_the_clock_of_the_database(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
