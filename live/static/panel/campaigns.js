@@ -2,9 +2,10 @@
 
 import { useState } from "preact/hooks";
 import { post } from "./api.js";
+import { FormDialog, useForm } from "./forms.js";
 import { asMs, day } from "./format.js";
 import { Listed, usePage } from "./lists.js";
-import { Button, Dialog, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
+import { Button, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
 
 const AUDIENCES = ["everyone", "registered", "plan_members"];
 const PERCENT_MAX = 1000;
@@ -74,30 +75,29 @@ function Row({ campaign, can, onDone }) {
   `;
 }
 
-function NewCampaign({ onClose, onDone }) {
-  const [form, setForm] = useState({ name: "", percent: "100", audience: "everyone", from: "", until: "", adds: true, priority: "0" });
-  const [tried, setTried] = useState(false);
-  const set = (change) => setForm({ ...form, ...change });
-  const number = (text, min, max) => (/^\d{1,4}$/.test(text.trim()) && Number(text) >= min && Number(text) <= max ? Number(text) : null);
-  const percent = number(form.percent, 1, PERCENT_MAX);
-  const [from, until] = [form.from ? Date.parse(form.from) : Date.now(), Date.parse(form.until)];
+const within = (text, min, max) => (/^\d{1,4}$/.test(text.trim()) && Number(text) >= min && Number(text) <= max ? Number(text) : null);
+const timesOf = (form) => [form.from ? Date.parse(form.from) : Date.now(), Date.parse(form.until)];
+
+function errorsOf(form) {
   const errors = {};
+  const [from, until] = timesOf(form);
   if (!form.name.trim()) errors.name = t("field_needed");
-  if (percent === null) errors.percent = t("field_number", { min: 1, max: PERCENT_MAX });
+  if (within(form.percent, 1, PERCENT_MAX) === null) errors.percent = t("field_number", { min: 1, max: PERCENT_MAX });
   if (!form.until) errors.until = t("field_needed");
   else if (!(until > Math.max(from, Date.now()))) errors.until = t("campaign_until_wrong");
-  if (!form.adds && number(form.priority, 0, 1000) === null) errors.priority = t("field_number", { min: 0, max: 1000 });
+  if (!form.adds && within(form.priority, 0, 1000) === null) errors.priority = t("field_number", { min: 0, max: 1000 });
+  return errors;
+}
+
+function NewCampaign({ onClose, onDone }) {
+  const { form, set, shown, sending } = useForm({ name: "", percent: "100", audience: "everyone", from: "", until: "", adds: true, priority: "0" }, errorsOf);
+  const percent = within(form.percent, 1, PERCENT_MAX);
   const make = useAct(async (key, body) => {
     await post("/v1/points-campaigns", body, { key });
     onDone();
   });
-  const go = (event) => {
-    event?.preventDefault();
-    setTried(true);
-    if (Object.keys(errors).length) {
-      requestAnimationFrame(() => document.querySelector("dialog [aria-invalid='true']")?.focus());
-      return;
-    }
+  const send = sending(() => {
+    const [from, until] = timesOf(form);
     make.run({
       name: form.name.trim(),
       percent,
@@ -107,29 +107,20 @@ function NewCampaign({ onClose, onDone }) {
       adds: form.adds,
       priority: form.adds ? 0 : Number(form.priority),
     });
-  };
-  const shown = tried ? errors : {};
+  });
   return html`
-    <${Dialog}
-      title=${t("campaign_new")}
-      onClose=${onClose}
-      foot=${html`<${Problem} failure=${make.failure} onRetry=${make.failure?.unsure ? make.again : null} />
-        <div class="row"><${Button} kind="primary" class="grow" busy=${make.busy} onClick=${go}>${t("create")}<//>
-        <${Button} onClick=${onClose}>${t("cancel")}<//></div>`}
-    >
-      <form class="stack" onSubmit=${go} novalidate>
-        <${TextField} label=${t("campaign_name")} value=${form.name} maxlength="40" error=${shown.name} onInput=${(name) => set({ name })} />
-        <div class="pair">
-          <${TextField} label=${t("campaign_percent")} hint=${percent ? times(percent) : null} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(value) => set({ percent: value })} />
-          <${SelectField} label=${t("cue_audience")} value=${form.audience} options=${AUDIENCES.map((one) => [one, t(`audience_${one}`)])} onInput=${(audience) => set({ audience })} />
-        </div>
-        <div class="pair">
-          <${TextField} label=${t("campaign_from")} needed=${false} hint=${t("campaign_from_help")} type="datetime-local" value=${form.from} onInput=${(value) => set({ from: value })} />
-          <${TextField} label=${t("campaign_until")} type="datetime-local" value=${form.until} error=${shown.until} onInput=${(value) => set({ until: value })} />
-        </div>
-        <label class="row"><input class="switch" type="checkbox" role="switch" checked=${form.adds} onChange=${(event) => set({ adds: event.currentTarget.checked })} /><span>${t("campaign_adds_help")}</span></label>
-        ${!form.adds && html`<${TextField} label=${t("campaign_priority")} hint=${t("campaign_priority_help")} inputmode="numeric" value=${form.priority} error=${shown.priority} onInput=${(priority) => set({ priority })} />`}
-      </form>
+    <${FormDialog} title=${t("campaign_new")} does=${t("create")} act=${make} onSubmit=${send} onClose=${onClose}>
+      <${TextField} label=${t("campaign_name")} value=${form.name} maxlength="40" error=${shown.name} onInput=${(name) => set({ name })} />
+      <div class="pair">
+        <${TextField} label=${t("campaign_percent")} hint=${percent ? times(percent) : null} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(value) => set({ percent: value })} />
+        <${SelectField} label=${t("cue_audience")} value=${form.audience} options=${AUDIENCES.map((one) => [one, t(`audience_${one}`)])} onInput=${(audience) => set({ audience })} />
+      </div>
+      <div class="pair">
+        <${TextField} label=${t("campaign_from")} needed=${false} hint=${t("campaign_from_help")} type="datetime-local" value=${form.from} onInput=${(value) => set({ from: value })} />
+        <${TextField} label=${t("campaign_until")} type="datetime-local" value=${form.until} error=${shown.until} onInput=${(value) => set({ until: value })} />
+      </div>
+      <label class="row"><input class="switch" type="checkbox" role="switch" checked=${form.adds} onChange=${(event) => set({ adds: event.currentTarget.checked })} /><span>${t("campaign_adds_help")}</span></label>
+      ${!form.adds && html`<${TextField} label=${t("campaign_priority")} hint=${t("campaign_priority_help")} inputmode="numeric" value=${form.priority} error=${shown.priority} onInput=${(priority) => set({ priority })} />`}
     <//>
   `;
 }

@@ -3,9 +3,10 @@
 import { useState } from "preact/hooks";
 import { patch, post } from "./api.js";
 import { CouponHolders } from "./coupon_holders.js";
+import { FormDialog, useForm } from "./forms.js";
 import { count, fenOf, money } from "./format.js";
 import { Listed, usePage } from "./lists.js";
-import { Button, Dialog, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
+import { Button, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
 
 const KINDS = ["amount", "percent", "freight"];
 const AUDIENCES = ["everyone", "registered", "plan_members"];
@@ -73,27 +74,25 @@ function Rule({ rule, can, onDone }) {
   `;
 }
 
-function NewRule({ onClose, onDone }) {
-  const [form, setForm] = useState({ title: "", kind: "amount", off: "", percent: "90", most: "", threshold: "", audience: "everyone", days: "7", quota: "", per_person: "1", stack_group: GROUP, stacks_with: "", owner: "" });
-  const [tried, setTried] = useState(false);
-  const set = (change) => setForm({ ...form, ...change });
+const BLANK = { title: "", kind: "amount", off: "", percent: "90", most: "", threshold: "", audience: "everyone", days: "7", quota: "", per_person: "1", stack_group: GROUP, stacks_with: "", owner: "" };
+
+function errorsOf(form) {
   const errors = {};
   if (!form.title.trim()) errors.title = t("field_needed");
   if (form.kind === "amount" && !fenOf(form.off)) errors.off = t("field_amount");
   if (form.kind === "percent" && !(whole(form.percent) >= 50 && whole(form.percent) <= 99)) errors.percent = t("field_number", { min: 50, max: 99 });
   for (const name of ["most", "threshold"]) if (form[name].trim() && fenOf(form[name]) === null) errors[name] = t("field_amount");
   for (const name of ["days", "quota", "per_person"]) if (Number.isNaN(whole(form[name])) || whole(form[name]) === 0) errors[name] = t("field_number", { min: 1, max: count(10_000_000) });
+  return errors;
+}
+
+function NewRule({ onClose, onDone }) {
+  const { form, set, shown, sending } = useForm(BLANK, errorsOf);
   const make = useAct(async (key, body) => {
     await post("/v1/coupon-rules", body, { key });
     onDone();
   });
-  const go = (event) => {
-    event?.preventDefault();
-    setTried(true);
-    if (Object.keys(errors).length) {
-      requestAnimationFrame(() => document.querySelector("dialog [aria-invalid='true']")?.focus());
-      return;
-    }
+  const send = sending(() => {
     const body = {
       title: form.title.trim(),
       kind: form.kind,
@@ -109,42 +108,33 @@ function NewRule({ onClose, onDone }) {
     if (form.kind === "percent") Object.assign(body, { percent: whole(form.percent), max_off_fen: form.most.trim() ? fenOf(form.most) : null });
     else body.off_fen = form.off.trim() ? fenOf(form.off) : null;
     make.run(body);
-  };
-  const shown = tried ? errors : {};
+  });
   return html`
-    <${Dialog}
-      title=${t("coupon_new")}
-      onClose=${onClose}
-      foot=${html`<${Problem} failure=${make.failure} onRetry=${make.failure?.unsure ? make.again : null} />
-        <div class="row"><${Button} kind="primary" class="grow" busy=${make.busy} onClick=${go}>${t("create")}<//>
-        <${Button} onClick=${onClose}>${t("cancel")}<//></div>`}
-    >
-      <form class="stack" onSubmit=${go} novalidate>
-        <${TextField} label=${t("coupon_title")} value=${form.title} maxlength="60" error=${shown.title} onInput=${(title) => set({ title })} />
-        <div class="segments segments--fill" role="group" aria-label=${t("coupon_kind")}>
-          ${KINDS.map((kind) => html`<button key=${kind} type="button" class="segment" aria-pressed=${String(form.kind === kind)} onClick=${() => set({ kind })}>${t(`coupon_kind_${kind}`)}</button>`)}
-        </div>
-        <div class="pair">
-          ${form.kind === "percent"
-            ? html`<${TextField} label=${t("coupon_pays")} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(percent) => set({ percent })} />
-                <${TextField} label=${t("coupon_max")} needed=${false} inputmode="decimal" value=${form.most} error=${shown.most} onInput=${(most) => set({ most })} />`
-            : html`<${TextField} label=${t(form.kind === "freight" ? "coupon_max" : "coupon_sum")} needed=${form.kind === "freight" ? false : undefined} inputmode="decimal" value=${form.off} error=${shown.off} onInput=${(off) => set({ off })} />`}
-          <${TextField} label=${t("coupon_threshold")} needed=${false} inputmode="decimal" value=${form.threshold} error=${shown.threshold} onInput=${(threshold) => set({ threshold })} />
-        </div>
-        <div class="pair">
-          <${SelectField} label=${t("cue_audience")} value=${form.audience} options=${AUDIENCES.map((one) => [one, t(`audience_${one}`)])} onInput=${(audience) => set({ audience })} />
-          <${TextField} label=${t("coupon_valid")} needed=${false} inputmode="numeric" value=${form.days} error=${shown.days} onInput=${(days) => set({ days })} />
-        </div>
-        <div class="pair">
-          <${TextField} label=${t("coupon_quota")} needed=${false} inputmode="numeric" value=${form.quota} error=${shown.quota} onInput=${(quota) => set({ quota })} />
-          <${TextField} label=${t("cue_per_person")} needed=${false} inputmode="numeric" value=${form.per_person} error=${shown.per_person} onInput=${(per_person) => set({ per_person })} />
-        </div>
-        <div class="pair">
-          <${TextField} label=${t("coupon_stack_group")} value=${form.stack_group} maxlength="40" onInput=${(stack_group) => set({ stack_group })} />
-          <${TextField} label=${t("coupon_stacks_with")} needed=${false} hint=${t("coupon_stack_help")} value=${form.stacks_with} onInput=${(stacks_with) => set({ stacks_with })} />
-        </div>
-        <${TextField} label=${t("coupon_cost_owner")} needed=${false} value=${form.owner} maxlength="60" onInput=${(owner) => set({ owner })} />
-      </form>
+    <${FormDialog} title=${t("coupon_new")} does=${t("create")} act=${make} onSubmit=${send} onClose=${onClose}>
+      <${TextField} label=${t("coupon_title")} value=${form.title} maxlength="60" error=${shown.title} onInput=${(title) => set({ title })} />
+      <div class="segments segments--fill" role="group" aria-label=${t("coupon_kind")}>
+        ${KINDS.map((kind) => html`<button key=${kind} type="button" class="segment" aria-pressed=${String(form.kind === kind)} onClick=${() => set({ kind })}>${t(`coupon_kind_${kind}`)}</button>`)}
+      </div>
+      <div class="pair">
+        ${form.kind === "percent"
+          ? html`<${TextField} label=${t("coupon_pays")} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(percent) => set({ percent })} />
+              <${TextField} label=${t("coupon_max")} needed=${false} inputmode="decimal" value=${form.most} error=${shown.most} onInput=${(most) => set({ most })} />`
+          : html`<${TextField} label=${t(form.kind === "freight" ? "coupon_max" : "coupon_sum")} needed=${form.kind === "freight" ? false : undefined} inputmode="decimal" value=${form.off} error=${shown.off} onInput=${(off) => set({ off })} />`}
+        <${TextField} label=${t("coupon_threshold")} needed=${false} inputmode="decimal" value=${form.threshold} error=${shown.threshold} onInput=${(threshold) => set({ threshold })} />
+      </div>
+      <div class="pair">
+        <${SelectField} label=${t("cue_audience")} value=${form.audience} options=${AUDIENCES.map((one) => [one, t(`audience_${one}`)])} onInput=${(audience) => set({ audience })} />
+        <${TextField} label=${t("coupon_valid")} needed=${false} inputmode="numeric" value=${form.days} error=${shown.days} onInput=${(days) => set({ days })} />
+      </div>
+      <div class="pair">
+        <${TextField} label=${t("coupon_quota")} needed=${false} inputmode="numeric" value=${form.quota} error=${shown.quota} onInput=${(quota) => set({ quota })} />
+        <${TextField} label=${t("cue_per_person")} needed=${false} inputmode="numeric" value=${form.per_person} error=${shown.per_person} onInput=${(per_person) => set({ per_person })} />
+      </div>
+      <div class="pair">
+        <${TextField} label=${t("coupon_stack_group")} value=${form.stack_group} maxlength="40" onInput=${(stack_group) => set({ stack_group })} />
+        <${TextField} label=${t("coupon_stacks_with")} needed=${false} hint=${t("coupon_stack_help")} value=${form.stacks_with} onInput=${(stacks_with) => set({ stacks_with })} />
+      </div>
+      <${TextField} label=${t("coupon_cost_owner")} needed=${false} value=${form.owner} maxlength="60" onInput=${(owner) => set({ owner })} />
     <//>
   `;
 }

@@ -3,6 +3,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get, items, put } from "./api.js";
+import { focusFirstWrong } from "./forms.js";
 import { fenOf, money, points, yuan } from "./format.js";
 import { localIn, momentIn } from "./home.js";
 import { Button, Dialog, Icon, IconButton, Problem, SelectField, TextField, html, kindIcon, t, useAct } from "./ui.js";
@@ -187,7 +188,7 @@ export function CueForm({ store, runner, products, productsFailure, readProducts
     if (wrong) {
       const at = checked.findIndex((one) => Object.keys(one.errors).length);
       setOpen(drafts[at].slot);
-      requestAnimationFrame(() => document.querySelector(".cue-form [aria-invalid='true']")?.focus());
+      focusFirstWrong(".cue-form");
       return;
     }
     save.run(checked.map((one) => one.cue));

@@ -2,8 +2,9 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { Failure, get, items, patch, post } from "./api.js";
+import { FormDialog, useForm } from "./forms.js";
 import { asMs, day, points } from "./format.js";
-import { Button, CopyButton, Dialog, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
+import { Button, CopyButton, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
 
 const AUDIENCES = ["everyone", "registered", "plan_members"];
 const ADDRESS = /^(https?:\/\/|\/)\S+$/;
@@ -104,58 +105,46 @@ function ShowRow({ show }) {
   `;
 }
 
+const tooLong = (text, max) => (points(text.trim()) > max ? t("field_long", { max, over: points(text.trim()) - max }) : null);
+const wrongTitle = (text, max) => (text.trim() ? tooLong(text, max) : t("field_needed"));
+const wrongAddress = (text) => (text.trim() && !ADDRESS.test(text.trim()) ? t("field_address") : null);
+
+const roomErrors = (room) => ({
+  title: wrongTitle(room.title, 40),
+  slug: room.slug && !/^[a-z0-9](?:[a-z0-9-]{1,38}[a-z0-9])?$/.test(room.slug) ? t("field_slug") : null,
+  host_name: tooLong(room.host_name, 24),
+});
+
 function RoomForm({ onClose, onMade }) {
-  const [room, setRoom] = useState({ title: "", slug: "", host_name: "", audience: "everyone" });
-  const [tried, setTried] = useState(false);
-  const set = (change) => setRoom({ ...room, ...change });
-  const errors = {};
-  if (!room.title.trim()) errors.title = t("field_needed");
-  else if (points(room.title.trim()) > 40) errors.title = t("field_long", { max: 40, over: points(room.title.trim()) - 40 });
-  if (room.slug && !/^[a-z0-9](?:[a-z0-9-]{1,38}[a-z0-9])?$/.test(room.slug)) errors.slug = t("field_slug");
-  if (points(room.host_name.trim()) > 24) errors.host_name = t("field_long", { max: 24, over: points(room.host_name.trim()) - 24 });
+  const { form: room, set, shown, sending } = useForm({ title: "", slug: "", host_name: "", audience: "everyone" }, roomErrors);
   const make = useAct(async (key, body) => {
     await post("/v1/rooms", body, { key });
     onMade();
   });
-  const go = (event) => {
-    event.preventDefault();
-    setTried(true);
-    if (Object.keys(errors).length) {
-      requestAnimationFrame(() => document.querySelector("dialog [aria-invalid='true']")?.focus());
-      return;
-    }
+  const send = sending(() => {
     const body = { title: room.title.trim(), host_name: room.host_name.trim(), audience: { kind: room.audience } };
     make.run(room.slug ? { ...body, slug: room.slug } : body);
-  };
-  const shown = tried ? errors : {};
+  });
   return html`
-    <${Dialog}
-      title=${t("new_room")}
-      onClose=${onClose}
-      foot=${html`<${Problem} failure=${make.failure} onRetry=${make.failure?.unsure ? make.again : null} />
-        <div class="row"><${Button} kind="primary" class="grow" busy=${make.busy} type="submit" form="room-form">${t("create")}<//>
-        <${Button} onClick=${onClose}>${t("cancel")}<//></div>`}
-    >
-      <form id="room-form" class="stack" novalidate onSubmit=${go}>
-        <${TextField} label=${t("room_name")} value=${room.title} error=${shown.title} onInput=${(title) => set({ title })} />
-        <${TextField} label=${t("room_host")} needed=${false} value=${room.host_name} error=${shown.host_name} onInput=${(host_name) => set({ host_name })} />
-        <${TextField}
-          label=${t("room_slug")}
-          hint=${t("room_slug_help")}
-          needed=${false}
-          value=${room.slug}
-          error=${shown.slug}
-          autocapitalize="none"
-          spellcheck="false"
-          onInput=${(slug) => set({ slug: slug.trim().toLowerCase() })}
-        />
-        <${SelectField}
-          label=${t("room_audience")}
-          value=${room.audience}
-          options=${AUDIENCES.map((one) => [one, t(`audience_${one}`)])}
-          onInput=${(audience) => set({ audience })}
-        />
-      </form>
+    <${FormDialog} title=${t("new_room")} does=${t("create")} act=${make} onSubmit=${send} onClose=${onClose}>
+      <${TextField} label=${t("room_name")} value=${room.title} error=${shown.title} onInput=${(title) => set({ title })} />
+      <${TextField} label=${t("room_host")} needed=${false} value=${room.host_name} error=${shown.host_name} onInput=${(host_name) => set({ host_name })} />
+      <${TextField}
+        label=${t("room_slug")}
+        hint=${t("room_slug_help")}
+        needed=${false}
+        value=${room.slug}
+        error=${shown.slug}
+        autocapitalize="none"
+        spellcheck="false"
+        onInput=${(slug) => set({ slug: slug.trim().toLowerCase() })}
+      />
+      <${SelectField}
+        label=${t("room_audience")}
+        value=${room.audience}
+        options=${AUDIENCES.map((one) => [one, t(`audience_${one}`)])}
+        onInput=${(audience) => set({ audience })}
+      />
     <//>
   `;
 }
@@ -209,7 +198,7 @@ const kindOf = (address) => (/\.m3u8(\?|$)/i.test(address) ? "hls" : /\.flv(\?|$
 /** A new show, or with `old` what of that one may still change. `onSaved(show)`. */
 export function ShowForm({ rooms, old, onClose, onSaved }) {
   const zone = document.body.dataset.timezone || "";
-  const [show, setShow] = useState(() => ({
+  const blank = () => ({
     room: rooms?.[0]?.id ?? "",
     title: old?.title ?? "",
     summary: old?.summary ?? "",
@@ -218,27 +207,20 @@ export function ShowForm({ rooms, old, onClose, onSaved }) {
     video_kind: old?.video_kind ?? "hls",
     poster_url: old?.poster_url ?? "",
     guest_comments: old?.guest_comments ?? false,
+  });
+  const { form: show, set, shown, sending } = useForm(blank, (typed) => ({
+    title: wrongTitle(typed.title, 60),
+    summary: tooLong(typed.summary, 500),
+    starts: momentIn(zone, typed.starts) === null ? t("field_needed") : null,
+    video_url: wrongAddress(typed.video_url),
+    poster_url: wrongAddress(typed.poster_url),
   }));
   const fixed = old && !["scheduled", "waiting"].includes(old.status); // its start is history
-  const [tried, setTried] = useState(false);
-  const set = (change) => setShow({ ...show, ...change });
   const starts = momentIn(zone, show.starts);
-  const errors = {};
-  if (!show.title.trim()) errors.title = t("field_needed");
-  else if (points(show.title.trim()) > 60) errors.title = t("field_long", { max: 60, over: points(show.title.trim()) - 60 });
-  if (points(show.summary.trim()) > 500) errors.summary = t("field_long", { max: 500, over: points(show.summary.trim()) - 500 });
-  if (starts === null) errors.starts = t("field_needed");
-  for (const name of ["video_url", "poster_url"]) if (show[name].trim() && !ADDRESS.test(show[name].trim())) errors[name] = t("field_address");
   const make = useAct(async (key, body) => {
     onSaved(old ? await patch(`/v1/shows/${old.id}`, body, { key }) : await post("/v1/shows", body, { key }));
   });
-  const go = (event) => {
-    event.preventDefault();
-    setTried(true);
-    if (Object.keys(errors).length) {
-      requestAnimationFrame(() => document.querySelector("dialog [aria-invalid='true']")?.focus());
-      return;
-    }
+  const send = sending(() => {
     const body = {
       title: show.title.trim(),
       summary: show.summary.trim(),
@@ -250,51 +232,42 @@ export function ShowForm({ rooms, old, onClose, onSaved }) {
     if (!old) body.room = show.room;
     if (!fixed && starts !== old?.starts_at) body.starts_at = new Date(starts).toISOString();
     make.run(body);
-  };
-  const shown = tried ? errors : {};
+  });
   return html`
-    <${Dialog}
-      title=${t(old ? "edit_show" : "new_show")}
-      onClose=${onClose}
-      foot=${html`<${Problem} failure=${make.failure} onRetry=${make.failure?.unsure ? make.again : null} />
-        <div class="row"><${Button} kind="primary" class="grow" busy=${make.busy} type="submit" form="show-form">${t(old ? "save" : "create")}<//>
-        <${Button} onClick=${onClose}>${t("cancel")}<//></div>`}
-    >
-      <form id="show-form" class="stack" novalidate onSubmit=${go}>
-        ${!old && html`<${SelectField} label=${t("show_room")} value=${show.room} options=${rooms.map((one) => [one.id, one.title])} onInput=${(room) => set({ room })} />`}
-        <${TextField} label=${t("show_title")} value=${show.title} error=${shown.title} onInput=${(title) => set({ title })} />
-        <${TextField} label=${t("show_summary")} value=${show.summary} error=${shown.summary} needed=${false} long onInput=${(summary) => set({ summary })} />
-        <${TextField}
-          label=${t("show_starts")}
-          type="datetime-local"
-          disabled=${Boolean(fixed)}
-          value=${show.starts}
-          error=${shown.starts}
-          hint=${t("show_starts_help", { zone: zone || Intl.DateTimeFormat().resolvedOptions().timeZone })}
-          onInput=${(value) => set({ starts: value })}
-        />
-        <${TextField}
-          label=${t("show_video")}
-          hint=${t("show_video_help")}
-          needed=${false}
-          value=${show.video_url}
-          error=${shown.video_url}
-          inputmode="url"
-          onInput=${(video_url) => set({ video_url, video_kind: kindOf(video_url) ?? show.video_kind })}
-        />
-        ${show.video_url.trim() &&
-        html`<${SelectField}
-          label=${t("show_video_kind")}
-          value=${show.video_kind}
-          options=${[["hls", "HLS"], ["flv", "FLV"], ["mp4", "MP4"]]}
-          onInput=${(video_kind) => set({ video_kind })}
-        />`}
-        <${TextField} label=${t("show_poster")} needed=${false} value=${show.poster_url} error=${shown.poster_url} inputmode="url" onInput=${(poster_url) => set({ poster_url })} />
-        <label class="row">
-          <input class="switch" type="checkbox" role="switch" checked=${show.guest_comments} onChange=${(event) => set({ guest_comments: event.currentTarget.checked })} />
-          <span>${t("guest_comments")}</span>
-        </label>
-      </form>
+    <${FormDialog} title=${t(old ? "edit_show" : "new_show")} does=${t(old ? "save" : "create")} act=${make} onSubmit=${send} onClose=${onClose}>
+      ${!old && html`<${SelectField} label=${t("show_room")} value=${show.room} options=${rooms.map((one) => [one.id, one.title])} onInput=${(room) => set({ room })} />`}
+      <${TextField} label=${t("show_title")} value=${show.title} error=${shown.title} onInput=${(title) => set({ title })} />
+      <${TextField} label=${t("show_summary")} value=${show.summary} error=${shown.summary} needed=${false} long onInput=${(summary) => set({ summary })} />
+      <${TextField}
+        label=${t("show_starts")}
+        type="datetime-local"
+        disabled=${Boolean(fixed)}
+        value=${show.starts}
+        error=${shown.starts}
+        hint=${t("show_starts_help", { zone: zone || Intl.DateTimeFormat().resolvedOptions().timeZone })}
+        onInput=${(value) => set({ starts: value })}
+      />
+      <${TextField}
+        label=${t("show_video")}
+        hint=${t("show_video_help")}
+        needed=${false}
+        value=${show.video_url}
+        error=${shown.video_url}
+        inputmode="url"
+        onInput=${(video_url) => set({ video_url, video_kind: kindOf(video_url) ?? show.video_kind })}
+      />
+      ${show.video_url.trim() &&
+      html`<${SelectField}
+        label=${t("show_video_kind")}
+        value=${show.video_kind}
+        options=${[["hls", "HLS"], ["flv", "FLV"], ["mp4", "MP4"]]}
+        onInput=${(video_kind) => set({ video_kind })}
+      />`}
+      <${TextField} label=${t("show_poster")} needed=${false} value=${show.poster_url} error=${shown.poster_url} inputmode="url" onInput=${(poster_url) => set({ poster_url })} />
+      <label class="row">
+        <input class="switch" type="checkbox" role="switch" checked=${show.guest_comments} onChange=${(event) => set({ guest_comments: event.currentTarget.checked })} />
+        <span>${t("guest_comments")}</span>
+      </label>
     <//>
   `;
 }

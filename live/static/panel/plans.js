@@ -2,9 +2,10 @@
 
 import { useState } from "preact/hooks";
 import { patch, post } from "./api.js";
+import { FormDialog, useForm } from "./forms.js";
 import { count, fenOf, money, points } from "./format.js";
 import { Listed, usePage } from "./lists.js";
-import { Button, Dialog, Icon, IconButton, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
+import { Button, Icon, IconButton, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
 
 const EVERY = ["month", "year", "birthday"];
 const GIFTS_MAX = 12;
@@ -77,11 +78,18 @@ function Row({ plan, can, onDone }) {
   `;
 }
 
-function NewPlan({ onClose, onDone }) {
-  const [form, setForm] = useState({ name: "", fee: "", months: "12", trial: "7", grace: "0", percent: "", bonus: "20", free_freight: true });
-  const [gifts, setGifts] = useState([]); // {row, title, value, every, needs_address}
-  const [tried, setTried] = useState(false);
-  const set = (change) => setForm({ ...form, ...change });
+// `gifts`: {row, title, value, every, needs_address}
+const BLANK = { name: "", fee: "", months: "12", trial: "7", grace: "0", percent: "", bonus: "20", free_freight: true, gifts: [] };
+
+function giftErrorsOf(gift) {
+  const value = fenOf(gift.value);
+  return {
+    title: !gift.title.trim() ? t("field_needed") : points(gift.title.trim()) > TITLE_MAX ? t("plan_long", { n: TITLE_MAX }) : null,
+    value: value === null ? t("field_amount") : value > FEE_FEN_MAX ? t("plan_most", { sum: money(FEE_FEN_MAX) }) : null,
+  };
+}
+
+function errorsOf(form) {
   const fee = fenOf(form.fee);
   const errors = {};
   if (!form.name.trim()) errors.name = t("field_needed");
@@ -89,63 +97,48 @@ function NewPlan({ onClose, onDone }) {
   else if (fee > FEE_FEN_MAX) errors.fee = t("plan_most", { sum: money(FEE_FEN_MAX) });
   for (const [name, min, max] of [["months", 1, 120], ["trial", 0, 60], ["grace", 0, Number(form.months) === 1 ? 14 : 30], ["bonus", 0, 1000]]) if (within(form[name], min, max) === null) errors[name] = t("field_number", { min, max: count(max) });
   if (form.percent.trim() && within(form.percent, 1, 99) === null) errors.percent = t("field_number", { min: 1, max: 99 });
-  const wrong = gifts.map((gift) => {
-    const value = fenOf(gift.value);
-    return {
-      title: !gift.title.trim() ? t("field_needed") : points(gift.title.trim()) > TITLE_MAX ? t("plan_long", { n: TITLE_MAX }) : null,
-      value: value === null ? t("field_amount") : value > FEE_FEN_MAX ? t("plan_most", { sum: money(FEE_FEN_MAX) }) : null,
-    };
-  });
+  const gifts = form.gifts.map(giftErrorsOf);
+  if (gifts.some((one) => one.title || one.value)) errors.gifts = gifts;
+  return errors;
+}
+
+function NewPlan({ onClose, onDone }) {
+  const { form, set, shown, sending } = useForm(BLANK, errorsOf);
   const make = useAct(async (key, body) => {
     await post("/v1/plans", body, { key });
     onDone();
   });
-  const go = (event) => {
-    event?.preventDefault();
-    setTried(true);
-    if (Object.keys(errors).length || wrong.some((one) => one.title || one.value)) {
-      requestAnimationFrame(() => document.querySelector("dialog [aria-invalid='true']")?.focus());
-      return;
-    }
+  const send = sending(() =>
     make.run({
       name: form.name.trim(),
-      fee_fen: fee,
+      fee_fen: fenOf(form.fee),
       period_months: Number(form.months),
       trial_days: Number(form.trial),
       grace_days: Number(form.grace),
       percent: form.percent.trim() ? Number(form.percent) : null,
       points_bonus_percent: Number(form.bonus),
       free_freight: form.free_freight,
-      gifts: gifts.map(({ title, value, every, needs_address }) => ({ title: title.trim(), value_fen: fenOf(value), every, needs_address })),
-    });
-  };
-  const shown = tried ? errors : {};
+      gifts: form.gifts.map(({ title, value, every, needs_address }) => ({ title: title.trim(), value_fen: fenOf(value), every, needs_address })),
+    }),
+  );
   return html`
-    <${Dialog}
-      title=${t("plan_new")}
-      onClose=${onClose}
-      foot=${html`<${Problem} failure=${make.failure} onRetry=${make.failure?.unsure ? make.again : null} />
-        <div class="row"><${Button} kind="primary" class="grow" busy=${make.busy} onClick=${go}>${t("plan_sell")}<//>
-        <${Button} onClick=${onClose}>${t("cancel")}<//></div>`}
-    >
-      <form class="stack" onSubmit=${go} novalidate>
-        <p class="small muted">${t("plan_fixed")}</p>
-        <${TextField} label=${t("plan_name")} value=${form.name} maxlength=${NAME_MAX} error=${shown.name} onInput=${(name) => set({ name })} />
-        <div class="pair">
-          <${TextField} label=${t("plan_fee")} inputmode="decimal" value=${form.fee} error=${shown.fee} onInput=${(value) => set({ fee: value })} />
-          <${TextField} label=${t("plan_months")} inputmode="numeric" value=${form.months} error=${shown.months} onInput=${(months) => set({ months })} />
-        </div>
-        <div class="pair">
-          <${TextField} label=${t("plan_trial")} hint=${t("plan_trial_help")} inputmode="numeric" value=${form.trial} error=${shown.trial} onInput=${(trial) => set({ trial })} />
-          <${TextField} label=${t("plan_grace")} hint=${t("plan_grace_help")} inputmode="numeric" value=${form.grace} error=${shown.grace} onInput=${(grace) => set({ grace })} />
-        </div>
-        <div class="pair">
-          <${TextField} label=${t("plan_percent")} needed=${false} hint=${t("plan_percent_help")} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(percent) => set({ percent })} />
-          <${TextField} label=${t("plan_bonus")} inputmode="numeric" value=${form.bonus} error=${shown.bonus} onInput=${(bonus) => set({ bonus })} />
-        </div>
-        <label class="row"><input class="switch" type="checkbox" role="switch" checked=${form.free_freight} onChange=${(event) => set({ free_freight: event.currentTarget.checked })} /><span>${t("plan_freight")}</span></label>
-        <${GiftRows} gifts=${gifts} setGifts=${setGifts} errors=${tried ? wrong : []} />
-      </form>
+    <${FormDialog} title=${t("plan_new")} does=${t("plan_sell")} act=${make} onSubmit=${send} onClose=${onClose}>
+      <p class="small muted">${t("plan_fixed")}</p>
+      <${TextField} label=${t("plan_name")} value=${form.name} maxlength=${NAME_MAX} error=${shown.name} onInput=${(name) => set({ name })} />
+      <div class="pair">
+        <${TextField} label=${t("plan_fee")} inputmode="decimal" value=${form.fee} error=${shown.fee} onInput=${(value) => set({ fee: value })} />
+        <${TextField} label=${t("plan_months")} inputmode="numeric" value=${form.months} error=${shown.months} onInput=${(months) => set({ months })} />
+      </div>
+      <div class="pair">
+        <${TextField} label=${t("plan_trial")} hint=${t("plan_trial_help")} inputmode="numeric" value=${form.trial} error=${shown.trial} onInput=${(trial) => set({ trial })} />
+        <${TextField} label=${t("plan_grace")} hint=${t("plan_grace_help")} inputmode="numeric" value=${form.grace} error=${shown.grace} onInput=${(grace) => set({ grace })} />
+      </div>
+      <div class="pair">
+        <${TextField} label=${t("plan_percent")} needed=${false} hint=${t("plan_percent_help")} inputmode="numeric" value=${form.percent} error=${shown.percent} onInput=${(percent) => set({ percent })} />
+        <${TextField} label=${t("plan_bonus")} inputmode="numeric" value=${form.bonus} error=${shown.bonus} onInput=${(bonus) => set({ bonus })} />
+      </div>
+      <label class="row"><input class="switch" type="checkbox" role="switch" checked=${form.free_freight} onChange=${(event) => set({ free_freight: event.currentTarget.checked })} /><span>${t("plan_freight")}</span></label>
+      <${GiftRows} gifts=${form.gifts} setGifts=${(gifts) => set({ gifts })} errors=${shown.gifts ?? []} />
     <//>
   `;
 }

@@ -2,6 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { Failure, get, post, remove } from "./api.js";
+import { useForm } from "./forms.js";
 import { asMs, count, day, fenOf, money } from "./format.js";
 import { Button, Dialog, Icon, Problem, SelectField, TextField, html, t, useAct } from "./ui.js";
 
@@ -58,40 +59,40 @@ function Line({ line, can, onDone }) {
   `;
 }
 
+// `at` is kept, so that what a second person granted is asked for again unchanged.
 const blank = () => ({ sum: "", pieces: "1", audience: "everyone", from: "", until: "", at: Date.now() });
 
-function NewLine({ product, onDone }) {
-  const [form, setForm] = useState(blank); // `at`: kept, so that what a second person granted is asked for again unchanged
-  const [tried, setTried] = useState(false);
-  const set = (change) => setForm({ ...form, ...change });
-  const sum = fenOf(form.sum);
-  const pieces = /^\d{1,2}$/.test(form.pieces.trim()) && Number(form.pieces) >= 1 ? Number(form.pieces) : null;
-  const audiences = pieces > 1 ? TOGETHER : ALONE;
-  const audience = audiences.includes(form.audience) ? form.audience : "everyone";
-  const [from, until] = [form.from ? Date.parse(form.from) : form.at, form.until ? Date.parse(form.until) : null];
+const meant = (form) => ({
+  sum: fenOf(form.sum),
+  pieces: /^\d{1,2}$/.test(form.pieces.trim()) && Number(form.pieces) >= 1 ? Number(form.pieces) : null,
+  from: form.from ? Date.parse(form.from) : form.at,
+  until: form.until ? Date.parse(form.until) : null,
+});
+
+function errorsOf({ sum, pieces, from, until }, product) {
   const errors = {};
   if (!sum) errors.sum = t("field_amount");
   else if (sum > product.list_fen) errors.sum = t("price_above", { sum: money(product.list_fen) });
   if (pieces === null) errors.pieces = t("field_number", { min: 1, max: count(GROUP_MAX) });
   if (until !== null && !(until > Math.max(from, Date.now()))) errors.until = t("campaign_until_wrong");
+  return errors;
+}
+
+function NewLine({ product, onDone }) {
+  const { form, set, clear, shown, sending } = useForm(blank, (typed) => errorsOf(meant(typed), product));
+  const { sum, pieces, from, until } = meant(form);
+  const audiences = pieces > 1 ? TOGETHER : ALONE;
+  const audience = audiences.includes(form.audience) ? form.audience : "everyone";
   const add = useAct(async (key, body) => {
     await post(`/v1/products/${product.id}/prices`, body, { key });
-    setForm(blank());
-    setTried(false);
+    clear();
     await onDone();
   });
-  const go = (event) => {
-    event.preventDefault();
-    setTried(true);
-    if (Object.keys(errors).length) {
-      requestAnimationFrame(() => document.querySelector("dialog [aria-invalid='true']")?.focus());
-      return;
-    }
-    add.run({ unit_fen: sum, min_quantity: pieces, audience: { kind: audience }, from_at: new Date(from).toISOString(), until_at: until === null ? null : new Date(until).toISOString() });
-  };
-  const shown = tried ? errors : {};
+  const send = sending(() =>
+    add.run({ unit_fen: sum, min_quantity: pieces, audience: { kind: audience }, from_at: new Date(from).toISOString(), until_at: until === null ? null : new Date(until).toISOString() }),
+  );
   return html`
-    <form class="stack price-new" onSubmit=${go} novalidate aria-labelledby="price-new">
+    <form class="stack price-new" onSubmit=${send} novalidate aria-labelledby="price-new">
       <h3 id="price-new">${t("price_new")}</h3>
       <div class="pair">
         <${TextField} label=${t("price_sum")} inputmode="decimal" value=${form.sum} error=${shown.sum} onInput=${(value) => set({ sum: value })} />
