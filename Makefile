@@ -5,6 +5,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$name; break; }; done)
 VENV := .venv
 RUN := $(VENV)/bin
+SERVES := $(VENV)/serves
 STAMP := $(VENV)/installed
 VIEWERS ?= 200
 
@@ -25,7 +26,7 @@ help:
 	@echo "make docs         write the pages made from code"
 	@echo "make lint         what can be judged without running; make fix repairs it"
 
-demo: $(STAMP)
+demo: $(SERVES)
 	@exec $(RUN)/companion demo --tied --viewers $(VIEWERS) $(ARGS)
 
 test: lint browser
@@ -75,13 +76,17 @@ docs: $(STAMP)
 browser:
 	@deploy/install_browser
 
-# Installed anew when the list of what is needed changes.
-$(STAMP): pyproject.toml deploy/fetch_frontend.py
+# Installed anew when the list of what is needed changes: what serves, and on top of it what tests.
+$(SERVES): pyproject.toml deploy/fetch_frontend.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: apt-get install python3 python3-venv" >&2; exit 1; }
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "venv is missing: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
 	$(RUN)/python deploy/fetch_frontend.py
+	@touch $@
+
+$(STAMP): $(SERVES)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,test]'
 	@touch $@
 
 $(VENV)/load: $(STAMP)

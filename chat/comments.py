@@ -83,7 +83,7 @@ def shown_name(show: ShowId, actor: Actor) -> str:
     if actor.kind == "staff":
         return "主播"
     number = int.from_bytes(hashlib.blake2b(f"{show}\n{actor.id}".encode(), digest_size=4).digest(), "big")
-    return f"{'会员' if actor.facts.registered else '访客'}{number % 10_000:04d}"
+    return f"{'观众' if actor.facts.registered else '访客'}{number % 10_000:04d}"
 
 
 def badge_of(actor: Actor) -> Badge:

@@ -256,7 +256,7 @@ class AfterSales:
         """Settle or decline a case, once; the buyer is told.
 
         `refund`: what was paid for its pieces goes back, or a sum while the goods stay. `resend`: they are sent
-        once more. Raises Forbidden, NoSuchCase, CaseClosed, BadRequest, and what Refunds raises.
+        once more. Raises Forbidden, NoSuchCase, CaseClosed, BadRequest, AlreadyRefunded, and what Refunds raises.
         """
         if not actor.may("member.write"):
             raise Forbidden
@@ -273,7 +273,10 @@ class AfterSales:
         order = OrderId(str(found["order_id"]))
         lines = await self._lines(t.conn, case)
         back = None
-        if act == "refund" and amount_fen is None:
+        if act == "resend":
+            for line in await read_lines(t.conn, order):
+                _check_left(line, lines.get(line.position, 0))
+        elif act == "refund" and amount_fen is None:
             back = await self._refunds.lines(t, actor, order, lines, f"case:{case}", restock=restock)
         elif act == "refund":
             back = await self._refunds.give(
@@ -398,8 +401,7 @@ class AfterSales:
             line = lines.get(each.position)
             if line is None or each.position in asked or each.quantity > line.quantity:
                 raise BadRequest("there are no such goods in this order", field="lines")
-            if each.quantity > line.quantity - line.back:
-                raise AlreadyRefunded(f"Of line {line.position} {line.quantity - line.back} are left.")
+            _check_left(line, each.quantity)
             asked[each.position] = each.quantity
         return asked
 
@@ -549,6 +551,12 @@ def picture_media(image: bytes) -> PhotoMedia | None:
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "image/webp"
     return None
+
+
+def _check_left(line: RefundLine, pieces: int) -> None:
+    """Raises AlreadyRefunded where the money of too many of the line's pieces went back."""
+    if pieces > line.quantity - line.back:
+        raise AlreadyRefunded(f"Of line {line.position} {line.quantity - line.back} are left.")
 
 
 def _text(given: str, field: str, chars_max: int) -> str:

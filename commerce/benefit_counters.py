@@ -11,10 +11,10 @@ from typing import Literal
 from msgspec import Struct
 from psycopg.rows import DictRow
 
-from commerce.benefit_terms import TEND_AFTER_CLOSE_S, TENDED, Benefit, benefit_of
+from commerce.benefit_terms import GONE_AFTER_S, TEND_AFTER_CLOSE_S, TENDED, Benefit, benefit_of
 from membership.actor import BenefitId, ShowId
 from membership.audience import Audience, ShowAudiences
-from membership.refusal import Unavailable
+from membership.refusal import Away, Unavailable
 from membership.script import Script, ScriptLoader, json_arg
 from membership.transaction import Connection, Transaction, lock
 
@@ -32,6 +32,15 @@ class BenefitCounts(Struct, frozen=True):
     @property
     def left(self) -> int:
         return self.quota - self.confirmed - self.held
+
+
+class _Reading(Struct, frozen=True):
+    """One answer of read_benefit.lua. `generation` 0: the counters are missing."""
+
+    generation: int
+    version: int
+    counts: BenefitCounts
+    unwritten: int  # changes of seats
 
 
 def benefit_keys(benefit: BenefitId) -> list[str]:
@@ -61,24 +70,25 @@ class BenefitCounters:
 
     async def counts(self, show: ShowId, benefit: BenefitId) -> BenefitCounts:
         """One moment, read whole from Redis. Raises Unavailable when the counters are lost."""
-        generation, _, quota, confirmed, held, queued, *_ = await self._read(
-            show, benefit_keys(benefit), [benefit]
-        )
-        if not generation:
+        now = await self._read_counters(show, benefit)
+        if not now.generation:
             raise Unavailable(retry_ms=1000)
-        return BenefitCounts(quota, confirmed, held, queued)
+        return now.counts
 
     async def agree(self, t: Transaction, show: ShowId, *, at_once: bool = False) -> int:
         """Put in force what Redis has not, or has lost; returns how many benefits were put.
 
         Idempotent; each second, and `at_once` after the keys of a show were opened anew. Lost counters are
         rebuilt from PostgreSQL under the show's lock and a new generation: what was decided under the old
-        one is not written. A closed one of which nothing is left to do is noted as settled.
+        one is not written, and claims that neither row nor Redis knows as told are counted and left to be
+        announced. A closed one of which nothing is left to do is noted as settled; so is one of whose show Redis
+        holds nothing a day after.
         """
         found = await t.conn.execute(
             f"""
             SELECT id, version, told_version, generation, status = 'closed' AS closed,
                 settled_at IS NOT NULL AS settled,
+                closed_at <= clock_timestamp() - make_interval(secs => %s) AS long_over,
                 changed_at > clock_timestamp() - make_interval(secs => %s) AS young,
                 EXISTS (SELECT 1 FROM benefit_claims c
                         WHERE c.benefit_id = benefits.id AND c.announced_at IS NULL) AS untold
@@ -86,19 +96,27 @@ class BenefitCounters:
             WHERE show_id = %s AND ({TENDED} OR closed_at > now() - make_interval(secs => %s))
             ORDER BY id
             """,  # noqa: S608 - a constant
-            [TOLD_GRACE_S, show, TEND_AFTER_CLOSE_S],
+            [GONE_AFTER_S, TOLD_GRACE_S, show, TEND_AFTER_CLOSE_S],
         )
         due: list[tuple[BenefitId, DictRow, Literal["told", "settled", "behind", "lost"]]] = []
         for row in await found.fetchall():
             benefit = BenefitId(str(row["id"]))
-            generation, version, _, _, held, _, _, unwritten = await self._read(
-                show, benefit_keys(benefit), [benefit]
-            )
-            lost = not generation or int(generation) != row["generation"]
-            if not lost and version >= row["version"]:
+            try:
+                now = await self._read_counters(show, benefit)
+            except Away:
+                raise
+            except Unavailable:
+                if not row["long_over"]:
+                    raise
+                if not row["settled"]:
+                    due.append((benefit, row, "settled"))
+                continue
+            lost = now.generation != row["generation"]
+            if not lost and now.version >= row["version"]:
+                is_settled = not (now.counts.held or now.unwritten or row["untold"])
                 if row["told_version"] < row["version"]:
                     due.append((benefit, row, "told"))
-                elif row["closed"] and row["settled"] != (not held and not unwritten and not row["untold"]):
+                elif row["closed"] and row["settled"] != is_settled:
                     due.append((benefit, row, "settled"))
             elif at_once or not row["young"]:
                 due.append((benefit, row, "lost" if lost else "behind"))
@@ -130,6 +148,14 @@ class BenefitCounters:
                 )
             await self.put_after(t, benefit, told=row["told_version"] >= row["version"])
         return sum(state in ("behind", "lost") for _, _, state in due)
+
+    async def _read_counters(self, show: ShowId, benefit: BenefitId) -> _Reading:
+        generation, version, quota, confirmed, held, queued, _status, unwritten = await self._read(
+            show, benefit_keys(benefit), [benefit]
+        )
+        return _Reading(
+            int(generation or 0), version, BenefitCounts(quota, confirmed, held, queued), unwritten
+        )
 
     async def put_after(self, t: Transaction, benefit: BenefitId, *, told: bool = False) -> None:
         """Read what is to be in force now; hand it to Redis once it is committed."""
@@ -164,7 +190,7 @@ async def _record(
     terms = benefit_of(row)
     found = await conn.execute(
         """
-        SELECT member_id::text AS member, rank, nth, key,
+        SELECT member_id::text AS member, rank, nth, key, announced_at,
             string_agg(rank::text, ',') OVER (PARTITION BY member_id) AS ranks
         FROM benefit_claims WHERE benefit_id = %s ORDER BY rank
         """,
@@ -201,13 +227,13 @@ async def _record(
         "seat_ms": terms.seat_s * 1000,
         "confirmed": len(claims),
         "ranked": max((claim["rank"] for claim in claims), default=0),
-        "sold_told": int(len(claims) >= terms.quota),
         "changes": max((seat["version"] for seat in seats), default=0),
         "claims": [
             [claim["member"], claim["ranks"], claim["key"], f"{claim['rank']} {claim['nth']}"]
             for claim in claims
         ],
-        "told": [claim["rank"] for claim in claims],
+        "told": [claim["rank"] for claim in claims if claim["announced_at"]],
+        "untold": [claim["rank"] for claim in claims if not claim["announced_at"]],
         "held": [
             [seat["member"], seat["until"]]
             for seat in seats

@@ -36,13 +36,10 @@ CAP_FEN_MAX = 5_000_000  # 50,000 yuan: the most that one free order sends back
 KEPT_MAX = 256  # benefits whose fixed terms one process keeps
 TEND_AFTER_CLOSE_S = 3600  # seats run out within their seat_s; until then lost counters are built anew, too
 LOOKED_AT_S = 60  # after it settled: a store that fails over may have lost its last writes
-TEND_MAX_S = 86_400  # after its close, for one that does not settle: the store holds nothing of its show
+GONE_AFTER_S = 86_400  # after its close, one of whose show the store holds nothing has nothing left to settle
 
 # The benefits that `agree`, `Seats.sweep` and `Claims.settle` see to each second.
-TENDED = f"""
-(settled_at > now() - interval '{LOOKED_AT_S} s'
- OR settled_at IS NULL AND (status <> 'closed' OR closed_at > now() - interval '{TEND_MAX_S} s'))
-"""
+TENDED = f"(settled_at IS NULL OR settled_at > now() - interval '{LOOKED_AT_S} s')"
 
 
 class BenefitInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

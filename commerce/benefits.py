@@ -50,6 +50,9 @@ from membership.transaction import Connection, Transaction
 
 FactsOf = Callable[[Connection, MemberId], Awaitable[Facts]]  # members.facts
 
+# For what was promised until a time: while selling is paused, time stands still.
+_NOW = "coalesce((SELECT began_at FROM incidents WHERE ended_at IS NULL), clock_timestamp())"
+
 
 class NotLive(Refusal):
     """The show is not live."""
@@ -247,11 +250,11 @@ class Benefits:
         now = await self._lock(t.conn, benefit)
         if now.status != "closed" and now.closes_at is not None:
             found = await t.conn.execute(
-                """
-                SELECT closes_at > clock_timestamp() AND quota > (
+                f"""
+                SELECT closes_at > {_NOW} AND quota > (
                     SELECT count(*) FROM benefit_claims c WHERE c.benefit_id = b.id) AS promised
                 FROM benefits b WHERE id = %s
-                """,
+                """,  # noqa: S608 - a constant; what comes from outside is a parameter
                 [benefit],
             )
             row = await found.fetchone()
@@ -260,11 +263,9 @@ class Benefits:
         return await self._close(t, benefit)
 
     async def close_due(self, t: Transaction) -> int:
-        """Close what has passed its time, in every show; while selling is paused, time stands still. The
-        scripts keep to the time by themselves."""
+        """Close what has passed its time, in every show. The scripts keep to the time by themselves."""
         found = await t.conn.execute(
-            "SELECT id FROM benefits WHERE status <> 'closed' AND closes_at <= coalesce("
-            "(SELECT began_at FROM incidents WHERE ended_at IS NULL), clock_timestamp()) ORDER BY id"
+            f"SELECT id FROM benefits WHERE status <> 'closed' AND closes_at <= {_NOW} ORDER BY id"  # noqa: S608 - a constant
         )
         due = await found.fetchall()
         for row in due:
@@ -327,7 +328,8 @@ class Benefits:
     async def _confirm_earlier(self, t: Transaction, terms: Benefit) -> Sequence[MemberId]:
         """Tonight's paid joins in payment order, each person once, up to the quota; returns them by rank.
 
-        A payment has one rank: what brought that of an earlier benefit brings none of this.
+        A payment has one rank: what brought that of an earlier benefit brings none of this. Under the show's
+        lock, so that no plan is given back meanwhile.
         """
         conn, benefit = t.conn, terms.id
         found = await conn.execute(

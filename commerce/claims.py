@@ -25,7 +25,7 @@ from commerce.benefit_terms import (
 )
 from commerce.benefits import Closed, NotLive
 from commerce.claim_announcer import ClaimAnnouncer, Told, claim_record, nickname_of, shown_name
-from commerce.conditions import Earned, NotEligible, earned_by, judge, no_order
+from commerce.conditions import Earned, NotEligible, earned_by, judge, not_earned
 from commerce.grants import CannotGive, Grants, SendBack
 from commerce.receipts import cores_of, write_receipts
 from membership.actor import Actor, BenefitId, MemberId, ShowId, is_id, new_id
@@ -209,7 +209,7 @@ class Claims:
     async def settle(self, show: ShowId) -> int:
         """Write decisions whose process died before their row, and tell of rows never told. Returns how many.
 
-        Idempotent; each second or so while a benefit of the show is tended. Each benefit in a transaction of its
+        Idempotent; each second or so while a benefit of the show is tended. Each benefit in transactions of its
         own: who holds one's orders and claims never waits for another benefit.
         """
         async with self._transactions() as t:
@@ -220,8 +220,9 @@ class Claims:
             tended = [benefit_of(row) for row in await found.fetchall()]
         settled = 0
         for terms in tended:
+            settled += await self._write_left(terms)
             async with self._transactions() as t:
-                settled += await self._settle_one(t, terms)
+                settled += await self._announcer.announce_left(t, terms)
         return settled
 
     # --- parts ---
@@ -286,8 +287,6 @@ class Claims:
         if decided:
             try:
                 written = await self._write_and_tell(terms, int(generation), list(decided.values()))
-            except CannotGive as refusal:
-                written = _Written({}, set(decided), dict.fromkeys(decided, refusal), {})
             except (SqlError, Unavailable):
                 pass  # the ranks stay decided: a repeat or `settle` completes them
         again = [
@@ -343,22 +342,29 @@ class Claims:
         known.asked = time.monotonic()
 
     async def _write_and_tell(self, terms: Benefit, generation: int, decided: Sequence[_Decided]) -> _Written:
-        """Raises CannotGive: then nothing is written, and the ranks are given back."""
+        """When what it brings cannot be given any more, only who has a row already has the benefit."""
         try:
             async with self._transactions() as t:
                 return await self._write(t, terms, generation, decided)
-        except CannotGive:
-            await self._give_back(terms, generation, decided)
-            raise
+        except CannotGive as refusal:
+            async with self._transactions() as t:
+                return await self._write(t, terms, generation, decided, nothing_new=refusal)
 
     async def _write(
-        self, t: Transaction, terms: Benefit, generation: int, decided: Sequence[_Decided]
+        self,
+        t: Transaction,
+        terms: Benefit,
+        generation: int,
+        decided: Sequence[_Decided],
+        *,
+        nothing_new: CannotGive | None = None,
     ) -> _Written:
         """All rows in one statement, linked to their receipts; then what the tables hold, whoever wrote it.
 
         The benefit's row is locked before: a beat of another process waits, so that links follow one another.
+        With `nothing_new` no row is written, and that is the answer to who has none. Raises CannotGive.
         """
-        earned = await self._earned(t, terms, decided)
+        earned = {} if nothing_new else await self._earned(t, terms, decided)
         wanted = [one for one in decided if (one.member, one.nth) in earned]
         found = await t.conn.execute(
             """
@@ -438,7 +444,7 @@ class Claims:
             t.after_commit(lambda: self._give_back(terms, generation, refused, distrust=distrust))
         cores = {(MemberId(row["member"]), int(row["nth"])): row["core"] for row in rows if row["core"]}
         why: dict[tuple[MemberId, int], Refusal] = {
-            place: no_order(terms) for place in returned if place not in earned
+            place: nothing_new or not_earned(terms) for place in returned if place not in earned
         }
         return _Written(ranks, returned, why, cores)
 
@@ -458,7 +464,6 @@ class Claims:
         """What earns each of these claims, each order one; where nothing does any more, it is missing."""
         if not terms.is_conditional:
             return {(one.member, one.nth): Earned() for one in decided}
-        await t.conn.execute("SELECT 1 FROM benefits WHERE id = %s FOR NO KEY UPDATE", [terms.id])
         members = [one.member for one in decided]
         left = await earned_by(t.conn, terms, members)
         earned: dict[tuple[MemberId, int], Earned] = {}
@@ -475,26 +480,22 @@ class Claims:
                 del left[one.member]
         return earned
 
-    async def _settle_one(self, t: Transaction, terms: Benefit) -> int:
+    async def _write_left(self, terms: Benefit) -> int:
         generation, _, _, _, _, settling = await self._sweep(
             terms.show, benefit_keys(terms.id), [terms.id, 1, SETTLE_AFTER_MS]
         )
-        if not generation:
-            return 0  # Benefits.agree builds the counters anew
+        if not generation or not settling:
+            return 0  # without a generation Benefits.agree builds the counters anew
         decided = []
-        for rank, value in zip(settling[::2], settling[1::2], strict=True):
-            _, member_text, nth, key = value.decode().split("|", 3)
-            member = MemberId(member_text)
-            name = shown_name(await nickname_of(t.conn, member))
-            decided.append(_Decided(member, int(rank), int(nth), key, name, claim_record(terms.id, member)))
-        if decided:
-            due = decided[:BATCH_MAX]
-            try:
-                async with t.conn.transaction():
-                    await self._write(t, terms, int(generation), due)
-            except CannotGive:
-                await self._give_back(terms, int(generation), due)
-        return len(decided) + await self._announcer.announce_left(t, terms)
+        async with self._transactions() as t:
+            for rank, value in zip(settling[::2], settling[1::2], strict=True):
+                _, member_text, nth, key = value.decode().split("|", 3)
+                member = MemberId(member_text)
+                name = shown_name(await nickname_of(t.conn, member))
+                record = claim_record(terms.id, member)
+                decided.append(_Decided(member, int(rank), int(nth), key, name, record))
+        await self._write_and_tell(terms, int(generation), decided[:BATCH_MAX])
+        return len(decided)
 
 
 def _member(claim: tuple[Actor, str]) -> MemberId:

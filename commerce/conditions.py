@@ -61,7 +61,7 @@ async def judge(
         joined = await _joined(conn, asked, terms.newly_joined_s)
         for member in asked:
             if member not in joined:
-                refused[member] = NotEligible("It is for who has just joined.", condition="newly_joined")
+                refused[member] = _not_joined()
     if terms.first_order and terms.needs != "order":
         for member in await _ordered(conn, asked):
             refused[member] = NotEligible("It is for who has not ordered before.", condition="first_order")
@@ -69,15 +69,19 @@ async def judge(
         orders = await _orders(conn, terms, asked)
         for member in asked:
             if member not in orders:
-                refused[member] = no_order(terms)
+                refused[member] = _no_order(terms)
     return refused
 
 
 async def earned_by(conn: Connection, terms: Benefit, members: Sequence[MemberId]) -> dict[MemberId, Earned]:
-    """What earns these members a claim, orders locked until the transaction ends; who has nothing is missing.
+    """What earns these members a claim, locked until the transaction ends; who has nothing is missing.
 
-    The benefit's row is locked before, so that two beats cannot hold one another's orders.
+    The benefit's row is locked before the orders, so that two beats cannot hold one another's; who calls holds
+    no lock yet.
     """
+    if terms.newly_joined_s:
+        await _lock_plans(conn, members)
+    await conn.execute("SELECT 1 FROM benefits WHERE id = %s FOR NO KEY UPDATE", [terms.id])
     orders: dict[MemberId, list[OrderId]] = {}
     if terms.needs == "order":
         await conn.execute(
@@ -93,12 +97,20 @@ async def earned_by(conn: Connection, terms: Benefit, members: Sequence[MemberId
     return {
         member: Earned(orders=tuple(orders.get(member, ())), joined_by=joined.get(member))
         for member in members
-        if terms.needs != "order" or member in orders
+        if (terms.needs != "order" or member in orders) and (not terms.newly_joined_s or member in joined)
     }
 
 
-def no_order(terms: Benefit) -> NotEligible:
-    """Nothing that the person has paid in this show earns it."""
+def not_earned(terms: Benefit) -> NotEligible:
+    """Nothing that the person has paid earns it, or none of it any more."""
+    return _no_order(terms) if terms.needs == "order" else _not_joined()
+
+
+def _not_joined() -> NotEligible:
+    return NotEligible("It is for who has just joined.", condition="newly_joined")
+
+
+def _no_order(terms: Benefit) -> NotEligible:
     least = f" of at least {terms.min_fen} fen" if terms.min_fen else ""
     first = ", their first," if terms.first_order else ""
     return NotEligible(
@@ -145,6 +157,13 @@ async def _watched_ms(
         {"members": list(members), "since": [since.get(member) for member in members], "show": show},
     )
     return {MemberId(row["member"]): row["ms"] or 0 for row in await found.fetchall()}
+
+
+async def _lock_plans(conn: Connection, members: Sequence[MemberId]) -> None:
+    """No plan of theirs is given back until the transaction ends: who gives one back holds its member's row."""
+    await conn.execute(
+        "SELECT 1 FROM members WHERE id = ANY(%s::uuid[]) ORDER BY id FOR SHARE", [list(members)]
+    )
 
 
 async def _joined(conn: Connection, members: Sequence[MemberId], within_s: int) -> dict[MemberId, PaymentId]:

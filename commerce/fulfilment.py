@@ -32,6 +32,9 @@ COLUMNS: Final = (
     "order", "why", "priority", "paid_at", "promised_until", "ship_by", "sku", "name", "quantity",
     "receiver", "phone", "province", "city", "district", "region", "detail", "case", "gift",
 )  # fmt: skip
+# Of a line of goods `l`: its pieces whose money did not go back.
+_LEFT: Final = """(l.quantity - coalesce((
+    SELECT sum(r.quantity) FROM order_refunds r WHERE r.order_id = l.order_id AND r.position = l.position), 0))"""
 # What a spreadsheet would take for a formula. A tab or a return before it is no shelter.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -142,9 +145,9 @@ class Fulfilment:
             return "again"
         await self._check_gift(t.conn, order, row.gift)
         await self._check_case(t.conn, order, row.case)
-        if row.case is None and order.state == "refunded":
+        if order.state == "refunded":
             raise AlreadyRefunded("This order was refunded; do not send it.")
-        if order.state not in PAID and row.case is None:
+        if order.state not in PAID:
             raise NotPaid("This order is not paid; do not send it.")
         await self._insert(t, actor, order, row, carrier, tracking)
         if order.kind == "goods" and order.state == "paid":
@@ -202,10 +205,14 @@ class Fulfilment:
             return
         row = await (
             await conn.execute(
-                """
-                SELECT c.act, p.id AS parcel FROM after_sales_cases c LEFT JOIN parcels p ON p.case_id = c.id
+                f"""
+                SELECT c.act, p.id AS parcel, EXISTS (
+                    SELECT 1 FROM after_sales_lines w
+                    JOIN order_lines l ON l.order_id = w.order_id AND l.position = w.position
+                    WHERE w.case_id = c.id AND {_LEFT} > 0) AS is_left
+                FROM after_sales_cases c LEFT JOIN parcels p ON p.case_id = c.id
                 WHERE c.id = %s AND c.order_id = %s
-                """,
+                """,  # noqa: S608 - a constant; what comes from outside is a parameter
                 [case, order.id],
             )
         ).fetchone()
@@ -213,6 +220,8 @@ class Fulfilment:
             raise NoSuchOrder("There is no such case of this order.")
         if row["act"] != "resend" or row["parcel"] is not None:
             raise BadRequest("nothing is to be sent again for this case")
+        if not row["is_left"]:
+            raise AlreadyRefunded("What was to be sent again was refunded; do not send it.")
 
     async def _check_gift(self, conn: Connection, order: LockedOrder, gift: str | None) -> None:
         if gift is None:
@@ -250,13 +259,14 @@ class Fulfilment:
                   AND l.quantity > coalesce(back.pieces, 0)
                   AND NOT {LEFT_OUT}
                 UNION ALL
-                SELECT o.id, 'resend', true, o.paid_at, o.promised_until, NULL, p.sku, l.name, w.quantity,
-                    o.address, c.id, NULL, l.position
+                SELECT o.id, 'resend', true, o.paid_at, o.promised_until, NULL, p.sku, l.name,
+                    least(w.quantity, {_LEFT}), o.address, c.id, NULL, l.position
                 FROM after_sales_cases c JOIN orders o ON o.id = c.order_id
                 JOIN after_sales_lines w ON w.case_id = c.id
                 JOIN order_lines l ON l.order_id = w.order_id AND l.position = w.position
                 LEFT JOIN products p ON p.id = l.product_id
-                WHERE c.act = 'resend' AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
+                WHERE c.act = 'resend' AND o.state IN ('paid', 'fulfilled') AND {_LEFT} > 0
+                  AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
                   AND NOT EXISTS (SELECT 1 FROM parcels s WHERE s.case_id = c.id)
                 UNION ALL
                 SELECT o.id, 'gift', false, o.paid_at, NULL, NULL, '', g.title, 1, a.address, NULL, NULL, g.nth

@@ -85,10 +85,10 @@ class Grants:
                 case "free_order":
                     assert send_back is not None
                     order = OrderId(row["order"])
-                    amount_fen = min(terms.cap_fen, await _goods_left(t.conn, order))
+                    amount_fen = min(terms.cap_fen, await _money_left(t.conn, order))
                     try:
                         await send_back(t, GIVER, order, amount_fen, cause_of(claim))
-                    except (AlreadyRefunded, BadRequest):  # its money went back at the provider's own desk
+                    except (AlreadyRefunded, BadRequest):  # nothing is left to send
                         amount_fen = 0
             await t.conn.execute(
                 """
@@ -190,6 +190,17 @@ def cause_of(claim: str) -> str:
     return f"claim:{claim}"
 
 
-async def _goods_left(conn: Connection, order: OrderId) -> int:
-    """Money for the goods of this order that has not gone back, nor by another free order."""
-    return sum(line.paid_fen - line.back_fen for line in await read_lines(conn, order))
+async def _money_left(conn: Connection, order: OrderId) -> int:
+    """Money for the goods of this order that has not gone back: by a refund, another free order, or at the
+    provider's own desk, where nobody says for which goods."""
+    found = await conn.execute(
+        """
+        SELECT p.amount_fen - coalesce((
+            SELECT sum(r.amount_fen) FROM payment_returns r WHERE r.payment_id = p.id), 0)::bigint AS left_fen
+        FROM payments p WHERE p.order_id = %s AND p.outcome = 'accepted'
+        """,
+        [order],
+    )
+    row = await found.fetchone()
+    goods_fen = sum(line.paid_fen - line.back_fen for line in await read_lines(conn, order))
+    return 0 if row is None else min(goods_fen, row["left_fen"])

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from commerce.benefit_counters import benefit_keys, lock_show
+from commerce.benefit_terms import TENDED
 from commerce.messages import IncidentBegan, IncidentEnded, OrderChanged, encoded
 from membership.actor import Actor, BenefitId, MemberId, OrderId, ShowId, new_id
 from membership.audience import EVERYONE_BIT
@@ -167,7 +168,7 @@ class Incidents:
         if row is None:
             return 0
         shows = await self._shows(conn) if show is None else [show]
-        return await self._put_all(_incident(row), shows, await self._held_for(conn, shows))
+        return await self._put_all(_incident(row), shows, await self._held_for(conn, show))
 
     # --- parts ---
 
@@ -212,7 +213,7 @@ class Incidents:
 
     async def _put_after(self, t: Transaction, incident: Incident) -> None:
         shows = await self._shows(t.conn)
-        held = await self._held_for(t.conn, shows)
+        held = await self._held_for(t.conn)
         t.after_commit(lambda: self._put_all(incident, shows, held))
 
     async def _put_all(
@@ -251,11 +252,14 @@ class Incidents:
         )
         return [ShowId(row["id"]) for row in await cursor.fetchall()]
 
-    async def _held_for(self, conn: Connection, shows: Sequence[ShowId]) -> list[tuple[ShowId, BenefitId]]:
-        """The benefits for joining, whose seats are held while somebody pays."""
+    async def _held_for(self, conn: Connection, show: ShowId | None = None) -> list[tuple[ShowId, BenefitId]]:
+        """The benefits for joining in which a seat may be held: also closed ones, and where the show is over."""
         cursor = await conn.execute(
-            "SELECT id, show_id FROM benefits WHERE needs = 'join' AND status <> 'closed' AND show_id = ANY(%s)",
-            [list(shows)],
+            f"""
+            SELECT id, show_id FROM benefits
+            WHERE needs = 'join' AND {TENDED} AND (%(show)s::text IS NULL OR show_id = %(show)s)
+            """,  # noqa: S608 - a constant; what comes from outside is a parameter
+            {"show": show},
         )
         return [(ShowId(row["show_id"]), BenefitId(str(row["id"]))) for row in await cursor.fetchall()]
 

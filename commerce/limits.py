@@ -3,6 +3,8 @@
 A household is an address, however it is written: a digest of its plain form stands with the order, so that
 neither a second phone number nor other signs and spaces make a second one. Counted is what orders hold and have
 bought, also as parts of a bundle; what ended unpaid or came back does not count.
+
+An offer's pieces a person are counted in the show by `hold_offer.lua`, and here by the rows.
 """
 
 from __future__ import annotations
@@ -80,8 +82,34 @@ async def check_limits(
                 )
 
 
+async def check_offers(conn: Connection, member: MemberId, order: OrderId) -> None:
+    """Whether the member may have this order's pieces of offers beside those held and bought. Raises LimitReached.
+
+    Counted as the show counts: what was refunded stays sold. The caller holds the member's lock.
+    """
+    row = await (
+        await conn.execute(
+            """
+            SELECT f.per_person FROM (
+                SELECT offer_id, sum(quantity) AS quantity FROM order_lines
+                WHERE order_id = %(order)s AND piece GROUP BY offer_id
+            ) w JOIN offers f ON f.id = w.offer_id
+            WHERE f.per_person < w.quantity + coalesce((
+                SELECT sum(l.quantity) FROM orders o JOIN order_lines l ON l.order_id = o.id
+                WHERE o.member_id = %(member)s AND o.id <> %(order)s AND l.offer_id = f.id AND l.piece
+                  AND (o.state = 'placed' OR o.paid_at IS NOT NULL)), 0)
+            ORDER BY f.id LIMIT 1
+            """,
+            {"order": order, "member": member},
+        )
+    ).fetchone()
+    if row is not None:
+        raise LimitReached(f"at most {row['per_person']} a person")
+
+
 async def check_again(conn: Connection, member: MemberId, order: OrderId) -> None:
-    """The same for an order that ended unpaid and is to be paid after all. Raises LimitReached."""
+    """Both for an order that ended unpaid and is to be paid after all. Raises LimitReached."""
+    await check_offers(conn, member, order)
     rows = await (
         await conn.execute(
             """

@@ -311,19 +311,22 @@ class Offers:
         return sum([await self._tell_refreshed(telling) for telling in tellings])
 
     async def settle(self, t: Transaction, limit: int = 100) -> int:
-        """Tell shows of offers that were opened or closed and, after a crash, not told. For the job."""
+        """Tell shows of offers that were opened or closed and, after a crash, not told. For the job.
+
+        The newest `limit`: those of shows whose keys are gone for good stay untold, and are not waited behind.
+        """
         rows = await (
             await t.conn.execute(
                 """
                 SELECT * FROM offers
                 WHERE announced_at IS NULL OR (status = 'closed' AND close_announced_at IS NULL)
-                ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED
+                ORDER BY id DESC LIMIT %s FOR NO KEY UPDATE SKIP LOCKED
                 """,
                 [limit],
             )
         ).fetchall()
         told = 0
-        for row in rows:
+        for row in reversed(rows):
             offer = _offer(row)
             with contextlib.suppress(Unavailable):  # the show's keys are gone; tried again
                 if row["announced_at"] is None and offer.status == "open":

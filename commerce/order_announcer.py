@@ -7,6 +7,7 @@ and telling, or between hold and commit, is settled here by asking the tables.
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +22,7 @@ from commerce.offers import ORDER_KEYS, order_lock
 from commerce.order_book import State
 from commerce.pieces import Pieces
 from membership.actor import MemberId, OfferId, OrderId, ProductId, ShowId
+from membership.alone import alone
 from membership.behaviour import Kind, Record, encode
 from membership.moment import in_ms
 from membership.notices import Notices
@@ -28,7 +30,10 @@ from membership.refusal import Unavailable
 from membership.script import Arg, ScriptLoader
 from membership.transaction import Connection, Transaction, try_lock
 
+log = logging.getLogger(__name__)
+
 UNTOLD_S = 3  # rows younger than this are being told by who committed them
+CLOSED_WITHIN_S = 86_400  # after an offer's close, holds of its orders are still looked at
 
 Step = Literal["placed", "paid", "closed"]
 
@@ -92,38 +97,49 @@ class OrderAnnouncer:
     # --- for the job ---
 
     async def settle_unannounced(
-        self, database: Transactions, *, older_s: float = UNTOLD_S, limit: int = 200, ahead_ms: int = 0
+        self,
+        database: Transactions,
+        *,
+        older_s: float = UNTOLD_S,
+        closed_within_s: int = CLOSED_WITHIN_S,
+        limit: int = 200,
+        ahead_ms: int = 0,
     ) -> int:
         """What a crash left: tell of committed orders not yet told, and give back holds without an order.
 
-        A show whose keys are gone is passed over and tried again. Returns how many were settled.
+        Holds are looked at in shows with an offer that is open, or was closed so lately. A show whose keys are
+        gone is passed over and tried again. Returns how many were settled.
         """
         settled = 0
         async with database.transaction() as t:
-            shows = await self._unsettled_shows(t.conn, older_s)
+            shows = await self._unsettled_shows(t.conn, older_s, closed_within_s)
         for show in shows:
-            try:
+            with alone(f"settling the orders of {show}", log, refused=logging.DEBUG):
                 async with database.transaction() as t:
                     settled += await self._settle_rows(t, show, older_s, limit)
                 if show is not None:
                     async with database.transaction() as t:
                         settled += await self._settle_holds(t, show, limit, ahead_ms)
-            except Unavailable:
-                continue
         return settled
 
-    async def _unsettled_shows(self, conn: Connection, older_s: float) -> list[ShowId | None]:
+    async def _unsettled_shows(
+        self, conn: Connection, older_s: float, closed_within_s: int
+    ) -> list[ShowId | None]:
+        """The show with the newest offer first."""
         rows = await (
             await conn.execute(
                 """
+                SELECT u.show_id FROM (
                 SELECT DISTINCT show_id FROM orders
                 WHERE (placed_announced_at IS NULL OR (paid_at IS NOT NULL AND paid_announced_at IS NULL)
                        OR (closed_at IS NOT NULL AND closed_announced_at IS NULL))
                   AND placed_at < clock_timestamp() - make_interval(secs => %s)
                 UNION
-                SELECT show_id FROM offers WHERE status = 'open' OR closed_at > now() - interval '1 day'
+                SELECT show_id FROM offers
+                WHERE status = 'open' OR closed_at > now() - make_interval(secs => %s)
+                ) u ORDER BY (SELECT max(opened_at) FROM offers f WHERE f.show_id = u.show_id) DESC NULLS LAST
                 """,
-                [older_s],
+                [older_s, closed_within_s],
             )
         ).fetchall()
         return [row["show_id"] for row in rows]

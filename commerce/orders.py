@@ -23,10 +23,10 @@ from commerce.coupons import Coupons, CouponUsed
 from commerce.discounts import work_out
 from commerce.freight import NotCovered
 from commerce.guards import Guards
-from commerce.limits import check_again, check_limits, household_of
+from commerce.limits import check_again, check_limits, check_offers, household_of
 from commerce.messages import PlaceOrder
 from commerce.offers import buyer_lock, order_lock
-from commerce.order_announcer import UNTOLD_S, OrderAnnouncer, Step, Transactions
+from commerce.order_announcer import CLOSED_WITHIN_S, UNTOLD_S, OrderAnnouncer, Step, Transactions
 from commerce.order_book import PAID, LockedOrder, NoSuchOrder, Order, OrderBook, State, owns
 from commerce.order_lines import lower_lines, paid_by_product, read_goods, write_lines
 from commerce.pieces import LimitReached, Pieces, ReservedOut, SoldOut
@@ -181,6 +181,8 @@ class Orders(OrderBook):
         coupons = await self._spending.named(t.conn, member, promise.coupons)
         basket = basket_of(priced, promise, actor, coupons, sending, free_plan=free_plan)
         await self.one_at_a_time(t.conn, member)
+        if await self._plans.given_back_since(t.conn, member, promise.made_at):
+            raise PriceChanged("the plan was given back since; ask for a new quote")
         await self._check_placed(t.conn, member)
         needs = await self._pieces.needs(t.conn, [(each.row.product, each.quantity) for each in basket.lines])
         household = household_of(address.region, address.detail, self._household_key)
@@ -232,6 +234,9 @@ class Orders(OrderBook):
         ).fetchone()
         assert row is not None
         await write_lines(t.conn, order, basket)
+        if any(row.per_person is not None for row in priced.offers.values()):
+            # Late money may be recorded and not yet told: the show's counter does not know it.
+            await check_offers(t.conn, member, order)
         await self._spending.take(t, member, order, basket.coupons, basket.points)
         await self._spending.note(t.conn, order, basket.coupons)
         # Last before the commit: these rows are what buyers of one product queue for.
@@ -332,15 +337,24 @@ class Orders(OrderBook):
             raise OrderClosed
         return await self._one(t.conn, order)
 
-    async def expire_due(self, t: Transaction, limit: int = 200) -> int:
-        """End unpaid orders whose hold is over, so many of plans and of goods each; a plan whose renewal failed by
-        it gets its grace. For the job."""
-        plans = await self._lock_due(t.conn, "plan", limit)
+    async def due(self, conn: Connection, limit: int = 400) -> list[OrderId]:
+        """Unpaid orders whose hold is over."""
+        found = await conn.execute(
+            "SELECT id FROM orders WHERE state = 'placed' AND hold_until <= clock_timestamp()"
+            " ORDER BY hold_until LIMIT %s",
+            [limit],
+        )
+        return [OrderId(str(row["id"])) for row in await found.fetchall()]
+
+    async def expire_due(self, t: Transaction, limit: int = 200, *, only: OrderId | None = None) -> int:
+        """End unpaid orders whose hold is over, so many of plans and of goods each, or only this one; a plan whose
+        renewal failed by it gets its grace. For the job."""
+        plans = await self._lock_due(t.conn, "plan", limit, only)
         failed = await self._failed_renewals(t.conn, plans) if plans else []
         if failed:
             # Members come before orders of goods (docs/decisions/locks.md).
             await self._plans.give_grace(t, failed)
-        orders = [*plans, *await self._lock_due(t.conn, "goods", limit)]
+        orders = [*plans, *await self._lock_due(t.conn, "goods", limit, only)]
         if orders:
             await self._close(t, orders, "expired")
         return len(orders)
@@ -400,7 +414,7 @@ class Orders(OrderBook):
         """For money that came: use the coupons, take what is due with the payment, and what an expired order gave
         back. All of it or nothing; what has been taken stays so. Returns why not, or None.
 
-        An order that had ended did not count against the limits of its products: it is counted again.
+        An order that had ended did not count against the limits of its products and offers: it is counted again.
         """
         quotas: dict[OfferId, int] = {}
         await self.one_at_a_time(t.conn, order.member)
@@ -515,14 +529,17 @@ class Orders(OrderBook):
     # --- for the job ---
 
     async def settle_unannounced(
-        self, database: Transactions, *, older_s: float = UNTOLD_S, limit: int = 200, ahead_ms: int = 0
+        self,
+        database: Transactions,
+        *,
+        older_s: float = UNTOLD_S,
+        closed_within_s: int = CLOSED_WITHIN_S,
+        limit: int = 200,
+        ahead_ms: int = 0,
     ) -> int:
-        """What a crash left: tell of committed orders not yet told, and give back holds without an order.
-
-        A show whose keys are gone is passed over and tried again. Returns how many were settled.
-        """
+        """What a crash left is told, and given back (OrderAnnouncer.settle_unannounced). Returns how many."""
         return await self._announcer.settle_unannounced(
-            database, older_s=older_s, limit=limit, ahead_ms=ahead_ms
+            database, older_s=older_s, closed_within_s=closed_within_s, limit=limit, ahead_ms=ahead_ms
         )
 
     # --- parts ---
@@ -549,14 +566,17 @@ class Orders(OrderBook):
             raise KeyReused
         return _placed(row, None)
 
-    async def _lock_due(self, conn: Connection, kind: Literal["goods", "plan"], limit: int) -> list[OrderId]:
+    async def _lock_due(
+        self, conn: Connection, kind: Literal["goods", "plan"], limit: int, only: OrderId | None
+    ) -> list[OrderId]:
         rows = await (
             await conn.execute(
                 """
                 SELECT id FROM orders WHERE state = 'placed' AND hold_until <= clock_timestamp() AND kind = %s
+                  AND (%s::uuid IS NULL OR id = %s)
                 ORDER BY hold_until LIMIT %s FOR UPDATE SKIP LOCKED
                 """,
-                [kind, limit],
+                [kind, only, only, limit],
             )
         ).fetchall()
         return [OrderId(str(row["id"])) for row in rows]

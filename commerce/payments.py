@@ -20,7 +20,6 @@ from commerce.order_announcer import Transactions
 from commerce.order_book import LockedOrder, NoSuchOrder
 from commerce.orders import OrderClosed
 from commerce.payment_returns import (
-    FAILURES_MAX,
     NOTE_CHARS,
     RECORDER,
     AlreadyDecided,
@@ -32,6 +31,9 @@ from commerce.payment_returns import (
     RefundOver,
     Returned,
     Returns,
+    Row,
+    Went,
+    go_through,
 )
 from commerce.provider import (
     BadSignature,
@@ -45,8 +47,9 @@ from commerce.provider import (
 )
 from commerce.refund_lines import AlreadyRefunded
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId, new_id
+from membership.alone import alone
 from membership.moment import in_ms
-from membership.refusal import BadRequest, Refusal, Unavailable
+from membership.refusal import BadRequest, Unavailable
 from membership.transaction import Connection, Transaction, lock
 
 __all__ = [
@@ -283,43 +286,47 @@ class Payments(Returns):
                     [self._provider.name, after_s, ASK_FOR_H, limit],
                 )
             ).fetchall()
-        recorded = failures = 0
-        for row in rows:
-            try:
-                found = await self._provider.query(row["ref"])
-            except Unavailable:
-                await self._ask_later(database, row["ref"], after_s, answered=False)
-                failures += 1
-                if failures == FAILURES_MAX:
-                    break
-                continue
-            await self._ask_later(database, row["ref"], after_s, answered=True)
-            if found is None:
-                continue
-            try:
-                async with database.transaction() as t:
-                    done = await self.record(
-                        t,
-                        self._provider.name,
-                        found.ref,
-                        found.order,
-                        found.amount_fen,
-                        found.payer,
-                        found.paid_at,
-                    )
-                    if not done.again:
-                        await t.conn.execute(
-                            "INSERT INTO payments_found (payment_id) VALUES (%s)", [done.payment]
-                        )
-            except Refusal as refusal:  # one that cannot be recorded does not keep back the others
-                log.warning("payment %s is not recorded yet: %s", row["ref"], refusal)
-                continue
-            recorded += not done.again
-        return recorded
 
-    async def _ask_later(self, database: Transactions, ref: str, after_s: float, *, answered: bool) -> None:
-        """The next question: twice as far away each time the provider answered; a provider that is away is
-        asked again as soon as the first time."""
+        async def ask(row: Row) -> Went:
+            return await self._ask(database, row["ref"], after_s)
+
+        return await go_through(rows, "asking for a payment", ask)
+
+    async def _ask(self, database: Transactions, ref: str, after_s: float) -> Went:
+        """One question, and when the next one is.
+
+        Money that was found and could not be recorded is asked for again soon: what it pays for may lapse.
+        """
+        went: Went = "not_yet"
+        found = None
+        with alone(f"payment {ref}", log):
+            try:
+                found = await self._provider.query(ref)
+            except Unavailable:
+                went = "away"
+            if found is not None and await self._record_found(database, found):
+                went = "done"
+        await self._ask_later(database, ref, after_s, seldom=found is None and went != "away")
+        return went
+
+    async def _record_found(self, database: Transactions, found: FoundPayment) -> bool:
+        """False when it was recorded before."""
+        async with database.transaction() as t:
+            done = await self.record(
+                t,
+                self._provider.name,
+                found.ref,
+                found.order,
+                found.amount_fen,
+                found.payer,
+                found.paid_at,
+            )
+            if not done.again:
+                await t.conn.execute("INSERT INTO payments_found (payment_id) VALUES (%s)", [done.payment])
+        return not done.again
+
+    async def _ask_later(self, database: Transactions, ref: str, after_s: float, *, seldom: bool) -> None:
+        """The next question: as soon as the first one, or (`seldom`) twice as far away as the last."""
         async with database.transaction() as t:
             await t.conn.execute(
                 """
@@ -328,7 +335,7 @@ class Payments(Returns):
                 WHERE provider = %(provider)s AND ref = %(ref)s
                 """,
                 {
-                    "more": int(answered),
+                    "more": int(seldom),
                     "after": after_s,
                     "most": ASK_AGAIN_MAX_S,
                     "provider": self._provider.name,

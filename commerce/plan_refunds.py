@@ -18,13 +18,13 @@ from msgspec import Struct
 from commerce.order_book import PAID
 from commerce.orders import Orders
 from commerce.payment_returns import Returns
+from commerce.payments import ASK_AGAIN_MAX_S, ASK_FOR_H
 from commerce.prices import MemberDay, PriceChanged
 from commerce.refund_lines import AlreadyRefunded
-from commerce.savings import plan_kinds, purchase_gifts, saved_on
+from commerce.savings import PLAN_ONLY, plan_kinds, purchase_gifts, saved_on
 from commerce.seats import Seats
 from membership.actor import Actor, MemberId, OrderId, PaymentId, PlanId
 from membership.audit import Audit
-from membership.members import lock_member
 from membership.moment import in_ms
 from membership.plans import NoSuchPlan, Plans
 from membership.refusal import Refusal
@@ -43,10 +43,10 @@ class OnlyAtEnd(Refusal):
 
 
 class PlanGift(Struct, frozen=True, kw_only=True):
-    """A gift at its stated value: won by joining, the plan's own, of a period, or with a purchase. Deducted when it
-    was sent and not returned."""
+    """A gift at its stated value: won by joining, the plan's own, of a period, with a purchase, or a benefit that
+    was for members of a plan alone. Deducted when it was sent and not returned; the last is always."""
 
-    cause: Literal["join", "plan", "period", "order"]
+    cause: Literal["join", "plan", "period", "order", "benefit"]
     title: str
     value_fen: int
     sent: bool
@@ -129,10 +129,10 @@ class PlanRefunds:
         member = actor.signed_in()
         first = await self._held(t.conn, member)
         locked = await self._orders.lock(t.conn, first.order)
-        await lock_member(t.conn, member)  # what takes a gift of the plan waits here, or is on the bill
-        await self._orders.one_at_a_time(t.conn, member)  # no order at the plan's price comes in between
         if locked is None or locked.state not in PAID:
             raise AlreadyRefunded
+        await self._returns.lock_plan(t.conn, locked)  # what takes a gift of it waits here, or is on the bill
+        await self._orders.one_at_a_time(t.conn, member)  # no order at the plan's price comes in between
         bill = await self._bill(t.conn, await self._held(t.conn, member))
         if bill.order != locked.id:
             raise PriceChanged("your plan has changed; look at the bill again")
@@ -181,6 +181,7 @@ class PlanRefunds:
             *await self._join_gifts(conn, held),
             *await self._period_gifts(conn, held),
             *await self._order_gifts(conn, held),
+            *await self._benefit_gifts(conn, held),
         )
         return bill_of(held, price_fen, freight_fen, gifts, whole_until, self.later)
 
@@ -207,16 +208,36 @@ class PlanRefunds:
         return _Held(**row)
 
     async def _orders_within(self, conn: Connection, held: _Held) -> list[str]:
-        """Orders of goods placed under the plan that are paid, or still may be."""
+        """Orders of goods placed under the plan that are paid, or still may be.
+
+        One that has run out still may be while its page's money may be on its way: until the provider was asked
+        so long after the end that the wait between two questions is over. That is ten minutes where it answers,
+        and never longer than it is asked for. A page that was left for good is not to cost the member the whole
+        refund for a day, which may be the last one that there is for it; no page, no money.
+        """
         rows = await (
             await conn.execute(
                 """
-                SELECT id::text AS id FROM orders
-                WHERE member_id = %s AND kind = 'goods' AND placed_at >= %s AND placed_at < %s
-                  AND (state = ANY(%s) OR state = 'placed')
+                SELECT id::text AS id FROM orders o
+                WHERE member_id = %(member)s AND kind = 'goods'
+                  AND placed_at >= %(from)s AND placed_at < %(until)s
+                  AND (state = ANY(%(paid)s) OR state = 'placed' OR state = 'expired' AND EXISTS (
+                      SELECT 1 FROM payment_starts s
+                      WHERE s.order_id = o.id AND s.ref IS NOT NULL
+                        AND s.ask_at <= o.closed_at + make_interval(secs => %(wait)s)
+                        AND s.started_at > clock_timestamp() - make_interval(hours => %(for)s)
+                        AND NOT EXISTS (
+                            SELECT 1 FROM payments p WHERE p.provider = s.provider AND p.ref = s.ref)))
                 ORDER BY id
                 """,
-                [held.member, held.starts_at, held.now, list(PAID)],
+                {
+                    "member": held.member,
+                    "from": held.starts_at,
+                    "until": held.now,
+                    "paid": list(PAID),
+                    "wait": ASK_AGAIN_MAX_S,
+                    "for": ASK_FOR_H,
+                },
             )
         ).fetchall()
         return [row["id"] for row in rows]
@@ -321,6 +342,24 @@ class PlanRefunds:
             )
             for gift in await purchase_gifts(conn, held.member, held.starts_at, held.now)
         ]
+
+    async def _benefit_gifts(self, conn: Connection, held: _Held) -> list[PlanGift]:
+        """What was claimed as a member of the plan and is kept. What came by newly joining is recalled instead."""
+        rows = await (
+            await conn.execute(
+                """
+                SELECT b.title, greatest(b.value_fen, g.points, g.amount_fen)::bigint AS value_fen
+                FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
+                LEFT JOIN benefit_grants g ON g.claim_id = c.id
+                WHERE c.member_id = %s AND c.state = 'confirmed' AND c.claimed_at >= %s
+                  AND b.needs <> 'join' AND b.audience->>'kind' = ANY(%s)
+                  AND c.joined_by IS DISTINCT FROM %s
+                ORDER BY c.id
+                """,
+                [held.member, held.starts_at, PLAN_ONLY, held.payment],
+            )
+        ).fetchall()
+        return [PlanGift(cause="benefit", **row, sent=True, returned=False) for row in rows]
 
 
 # --- pure parts ---

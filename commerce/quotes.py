@@ -157,6 +157,7 @@ class Promise(Struct, frozen=True):
     lines: tuple[PromisedLine, ...]
     freight_fen: int
     expires_at: datetime
+    made_at: datetime
     freight_list_fen: int = 0  # before a coupon for it
     coupons: tuple[AppliedCoupon, ...] = ()
     points: int = 0
@@ -327,6 +328,7 @@ class Quotes:
                 "sub": actor.member or actor.id,
                 "show": show,
                 "exp": int(expires_at.timestamp()),
+                "made": int(priced.now.timestamp() * 1000),
                 "freight": discount.freight_fen,
                 "freight_list": freight_fen,
                 "free": free_plan,
@@ -461,6 +463,7 @@ class Quotes:
                 free_freight=claims["free"],
                 sent_to=claims["to"],
                 expires_at=datetime.fromtimestamp(claims["exp"], tz=ZoneInfo("UTC")),
+                made_at=datetime.fromtimestamp(claims["made"] / 1000, tz=ZoneInfo("UTC")),
             )
         except jwt.ExpiredSignatureError:
             raise PriceChanged("the quote has expired; ask for a new one") from None

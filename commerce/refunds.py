@@ -70,15 +70,15 @@ class Refunds:
         before = await self._before(t, locked, cause, wanted)
         if before is not None:
             return before
-        lines = await self._open_lines(t, locked)
-        found = refund_lines.split(
-            lines,
-            locked.freight_fen,
-            await refund_lines.read_freight_back(t.conn, order),
-            wanted,
-            await self._returns.left_fen(t.conn, locked),
-        )
+        lines, found = await self._split(t, locked, wanted)
         return await self._send(t, actor, locked, lines, found, cause, restocked=restock)
+
+    async def would_send(
+        self, t: Transaction, actor: Actor, order: OrderId, wanted: Mapping[int, int] | None
+    ) -> tuple[RefundedLine, ...]:
+        """What `lines` would send back now; nothing is done. Raises as it."""
+        locked = await self._lock(t, actor, order, "asked")
+        return (await self._split(t, locked, wanted))[1]
 
     async def give(
         self,
@@ -139,6 +139,20 @@ class Refunds:
         if locked.state not in PAID:
             raise NotPaid
         return await refund_lines.read_lines(t.conn, locked.id)
+
+    async def _split(
+        self, t: Transaction, locked: LockedOrder, wanted: Mapping[int, int] | None
+    ) -> tuple[tuple[RefundLine, ...], tuple[RefundedLine, ...]]:
+        """The order's lines, and what goes back for the wanted pieces of them."""
+        lines = await self._open_lines(t, locked)
+        found = refund_lines.split(
+            lines,
+            locked.freight_fen,
+            await refund_lines.read_freight_back(t.conn, locked.id),
+            wanted,
+            await self._returns.left_fen(t.conn, locked),
+        )
+        return lines, found
 
     async def _send(
         self,

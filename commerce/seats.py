@@ -179,11 +179,8 @@ class Seats:
 
     async def release(self, t: Transaction, show: ShowId, member: MemberId) -> None:
         """The order ended unpaid: once that is committed its seat comes free, for the queue's head."""
-        benefits = await self._held_benefits(t.conn, show, member)
-        opened = await self._open_benefit(t.conn, show)  # served from the queue, its row not yet written
-        if opened is not None and opened.id not in {benefit.id for benefit in benefits}:
-            benefits.append(opened)
-        for benefit in benefits:
+        held, unwritten = await self._seats_of(t.conn, show, member)
+        for benefit in (*held, *unwritten):
             self._release_after(t, benefit, member)
 
     async def confirm(
@@ -215,23 +212,16 @@ class Seats:
             """,
             [member, payment, renewal, show],
         )
-        benefits = await self._held_benefits(conn, show, member)
+        held, unwritten = await self._seats_of(conn, show, member)
         gone = await self._gone_benefit(conn, show, member)
-        opened = await self._open_benefit(conn, show)
         if renewal:  # a seat that was taken to join is not for who has renewed meanwhile
-            for benefit in (*benefits, *([opened] if opened else [])):
+            for benefit in (*held, *unwritten):
                 if not benefit.renewals:
                     self._release_after(t, benefit, member)
-            benefits = [benefit for benefit in benefits if benefit.renewals]
+            held = [benefit for benefit in held if benefit.renewals]
+            unwritten = [benefit for benefit in unwritten if benefit.renewals]
             gone = gone if gone and gone.renewals else None
-            opened = opened if opened and opened.renewals else None
-        if (
-            opened is not None
-            and opened.id not in {benefit.id for benefit in benefits}
-            and may_have(opened.audience, await self._facts_of(conn, member))
-            and not await self._is_judged_out(conn, opened, member)
-        ):
-            benefits.append(opened)
+        benefits = held + [one for one in unwritten if await self._may_bring(conn, one, member, payer)]
         missed: tuple[Benefit, MissedWhy, bool] | None = (gone, "closed", True) if gone else None
         for benefit in benefits:
             if await was_claimed_as(conn, benefit.id, member, payer):
@@ -245,6 +235,8 @@ class Seats:
                 return await self._rank(t, benefit, member, payment, decision.generation)
             if decision.word == "confirmed":  # Redis knows a claim that the tables do not
                 raise Unavailable(retry_ms=2000)
+            if benefit.status == "closed" and not decision.had:
+                continue  # who never had a seat in it missed nothing
             if decision.had or missed is None or not missed[2]:  # late money for one is late money
                 missed = benefit, decision.word, decision.had
         if missed is not None:
@@ -252,9 +244,10 @@ class Seats:
         return None
 
     async def reserve_for_payment(self, benefit: Benefit, member: MemberId, token: str) -> Decision:
-        """Keep the member's held seat, else a free one, while the payment is recorded."""
+        """Keep the member's held seat, else a free one if it is not closed, while the payment is recorded."""
+        closed = "1" if benefit.status == "closed" else ""  # the store may not have heard of it yet
         word, generation, had = await self._settle(
-            benefit.show, benefit_keys(benefit.id), [benefit.id, member, token]
+            benefit.show, benefit_keys(benefit.id), [benefit.id, member, token, closed]
         )
         return Decision(word=word.decode(), generation=int(generation), had=bool(had))
 
@@ -273,7 +266,8 @@ class Seats:
                     AND o.state = 'queued' AND o.place < s.place) AS ahead
             FROM benefit_seats s JOIN benefits b ON b.id = s.benefit_id
             WHERE b.show_id = %s AND s.member_id = ANY(%s::uuid[])
-              AND (s.state = 'queued' OR (s.state = 'held' AND s.until > clock_timestamp()))
+              AND ((s.state = 'queued' AND b.status <> 'closed')
+                   OR (s.state = 'held' AND s.until > clock_timestamp()))
             """,
             [show, list(members)],
         )
@@ -579,6 +573,42 @@ class Seats:
         )
         row = await found.fetchone()
         return None if row is None else await read_terms(conn, BenefitId(str(row["id"])))
+
+    async def _seats_of(
+        self, conn: Connection, show: ShowId, member: MemberId
+    ) -> tuple[list[Benefit], list[Benefit]]:
+        """Where a row says that the member has a seat, and where only Redis can say it: each benefit once.
+
+        The second is read first: a row that is written between the two is seen by one of them.
+        """
+        unwritten = await self._unsettled_benefits(conn, show, member)
+        held = await self._held_benefits(conn, show, member)
+        seen = {benefit.id for benefit in held}
+        return held, [benefit for benefit in unwritten if benefit.id not in seen]
+
+    async def _unsettled_benefits(self, conn: Connection, show: ShowId, member: MemberId) -> list[Benefit]:
+        """The open one, last; before it those that closed and are not settled, where no row says what became of
+        the member: the queue may have served them, and the jobs not have written it."""
+        found = await conn.execute(
+            """
+            SELECT b.id FROM benefits b
+            WHERE b.show_id = %s AND b.needs = 'join' AND (b.status <> 'closed' OR (
+                b.settled_at IS NULL AND b.closed_at > clock_timestamp() - make_interval(secs => %s)
+                AND NOT EXISTS (SELECT 1 FROM benefit_seats s
+                    WHERE s.benefit_id = b.id AND s.member_id = %s AND s.state NOT IN ('queued', 'left'))))
+            ORDER BY b.closed_at DESC NULLS LAST
+            """,
+            [show, TEND_AFTER_CLOSE_S, member],
+        )
+        return [await read_terms(conn, BenefitId(str(row["id"]))) for row in await found.fetchall()]
+
+    async def _may_bring(self, conn: Connection, benefit: Benefit, member: MemberId, payer: str) -> bool:
+        """Whether to ask for a seat of which there is no row."""
+        if benefit.status == "closed":  # who was let in to its queue may have one, but none a second time
+            return not await was_claimed_as(conn, benefit.id, member, payer)
+        if not may_have(benefit.audience, await self._facts_of(conn, member)):
+            return False
+        return not await self._is_judged_out(conn, benefit, member)
 
     async def _held_benefits(self, conn: Connection, show: ShowId, member: MemberId) -> list[Benefit]:
         """Where the member has or had a seat not given back: also in a benefit closed since. Newest first."""

@@ -14,7 +14,9 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -49,7 +51,7 @@ GATEWAY: Final = "https://api.mch.weixin.qq.com"
 CURRENCY: Final = "CNY"
 CONNECT_S: Final = 3.0
 ANSWER_S: Final = 5.0
-CALLS_MAX: Final = 8  # at once, in threads; further ones are told to come again
+CALLS_MAX: Final = 12  # at once, each in a thread; up to six are the jobs'. Further ones are to come again
 CLOCK_S: Final = 300  # how old a webhook may be
 DESCRIPTION_CHARS: Final = 127
 H5_URL_S: Final = 270  # the address holds for 300 s
@@ -189,6 +191,8 @@ class WechatProvider:
         self._public_url = public_url.rstrip("/")
         self._key_id = keys.public_key_id
         self._running = 0
+        # Of its own: the loop's are for everybody, on two cores six.
+        self._threads = ThreadPoolExecutor(CALLS_MAX, "wechat")
         self._pay = WeChatPay(
             wechatpay_type=WeChatPayType.JSAPI,
             mchid=mchid,
@@ -244,7 +248,8 @@ class WechatProvider:
         return PaymentPage(number, f"{self._public_url}/pay/wechat#{self._opening(prepay, back)}", None, way)
 
     async def query(self, ref: str) -> FoundPayment | None:
-        """The payment when it was paid (also when it has gone back since)."""
+        """The payment when it was paid (also when it has gone back since). Raises BadRequest for one that is
+        another merchant's, app's or currency's."""
         answer = await self._call(self._pay.query, out_trade_no=ref)
         if answer.status == 404:
             return None
@@ -256,7 +261,10 @@ class WechatProvider:
         """Refund, once a key. WeChat takes it at once and does it later; asking again tells how it went."""
         answer = await self._call(self._pay.query_refund, out_refund_no=key)
         if answer.status == 404:
-            paid = await self.query(ref)
+            try:
+                paid = await self.query(ref)
+            except BadRequest as error:
+                raise ReturnRefused(f"wechat: {error}") from error
             if paid is None:
                 raise ReturnRefused("wechat: no such payment")
             answer = await self._call(
@@ -354,8 +362,8 @@ class WechatProvider:
         """One call in a thread. Raises Unavailable, also when too many are under way."""
         if self._running >= CALLS_MAX:
             raise Unavailable("wechat: too many calls at once", retry_ms=1000)
+        call = asyncio.get_running_loop().run_in_executor(self._threads, partial(act, **arguments))
         self._running += 1
-        call = asyncio.ensure_future(asyncio.to_thread(act, **arguments))
         call.add_done_callback(self._ended)
         try:
             # A caller who leaves does not end the thread, so it is counted until it has ended.

@@ -30,7 +30,16 @@ from live import diagnostics, process, supervisor
 from live.cluster import ClusterUrl
 from live.database import SchemaError, migrate
 from live.engines import EngineError, Engines, FolderInUse, attach, forget, make_data_dir
-from live.settings import Settings, SettingsError, environment_of, read_settings, unknown
+from live.settings import (
+    Settings,
+    SettingsError,
+    data_dir_of,
+    default_data_dir,
+    environment_of,
+    has_deployment,
+    read_settings,
+    unknown,
+)
 from live.supervisor import Child, PortInUse
 from membership.actor import PERMISSIONS, Actor, MemberId, Permission, RoomId, ShowId, StaffId
 from membership.refusal import Refusal
@@ -133,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     whom.add_argument("--staff", metavar="ID", help="the staff account with this id")
     whom.add_argument("--role", choices=sorted(PERMISSIONS), help="a new staff account of this role")
     token.add_argument("--name", default="", help="name of the new staff account")
-    token.add_argument("--room", metavar="ID", help="bind the new staff account to one room")
+    token.add_argument("--room", metavar="ID", help="bind the new staff account to this room alone")
     token.add_argument("--hours", type=_count, default=12, metavar="N", help="how long it is valid (12)")
     token.add_argument("--link", action="store_true", help="staff: a sign-in link, single use, 10 minutes")
     apikey = add(
@@ -348,6 +357,10 @@ def _supervise(
 
 
 def _read(arguments: argparse.Namespace) -> Settings:
+    if not os.environ.get("COMPANION_DATA_DIR", "").strip():
+        folder = default_data_dir(os.environ)
+        if not folder.exists():
+            print(f"companion: making the data folder {folder} (COMPANION_DATA_DIR)", file=sys.stderr)
     settings = read_settings(os.environ)
     diagnostics.set_up(settings.log_level)
     if getattr(arguments, "workers", None):
@@ -486,10 +499,15 @@ def _migrate(arguments: argparse.Namespace) -> int:
 
 
 def _with_parts(arguments: argparse.Namespace, act: Callable[[Parts], Any]) -> Any:
-    """Run `act` with the house built; starts the engines for this one run when nobody does."""
+    """Run `act` with the house built; starts the engines for this one run when nobody does.
+
+    Raises CommandError where there is nothing to act on, and makes nothing.
+    """
     from live.app import build_parts, close_parts
     from live.metrics import Metrics
 
+    if not has_deployment(os.environ):
+        raise CommandError(_nothing_here())
     settings = _read(arguments)
 
     async def run(settings: Settings) -> Any:
@@ -575,13 +593,20 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _nothing_here() -> str:
+    return (
+        f"there is no deployment in {data_dir_of(os.environ)}: set COMPANION_DATA_DIR to the folder "
+        "of the one that is meant, and COMPANION_SECRET where it has one of its own"
+    )
+
+
 def _own_key() -> str:
     """The key of the deployment in the environment or the data folder; none is made for the asking."""
     from commerce.receipts import Receipts
     from live.settings import has_secret
 
     if not has_secret(os.environ):
-        raise CommandError("there is no deployment here to check against: give --key or --url")
+        raise CommandError(f"{_nothing_here()}; or give --key or --url")
     return Receipts(read_settings(os.environ).secret).public_key
 
 

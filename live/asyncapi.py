@@ -205,7 +205,7 @@ def asyncapi(*, version: str, server: str | None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Live-commerce companion: the socket of a show",
+            "title": "Live companion: the socket of a show",
             "version": version,
             "description": (
                 f"Subprotocol `{protocol.SUBPROTOCOL}`. The first frame is `hello`, within 5 s. Frames up "

@@ -67,10 +67,12 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
         FROM approvals WHERE show_id = %(show)s ORDER BY id""",
     ),
     (
-        "claims",
+        "claims",  # with the order of the plan by which somebody had newly joined, in this show or elsewhere
         """SELECT c.id, c.benefit_id, c.member_id, c.nth, c.rank, c.payment_id, c.order_id, c.joined_by, c.state,
-            c.claimed_at, c.settled_at
+            c.claimed_at, c.settled_at, j.member_id AS joined_member, j.state AS joined_state
         FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
+        LEFT JOIN payments p ON p.id = c.joined_by AND p.outcome = 'accepted'
+        LEFT JOIN orders j ON j.id = p.order_id AND j.kind = 'plan'
         WHERE b.show_id = %(show)s ORDER BY c.benefit_id, c.rank""",
     ),
     (

@@ -121,6 +121,7 @@ class Demo(msgspec.Struct, frozen=True, kw_only=True):
 
     show: ShowId
     members_show: ShowId
+    owner: StaffId
     panel_link: str  # single use, ten minutes
     crowd_key: str
 
@@ -221,10 +222,12 @@ async def load(parts: Parts) -> Demo:
     for made, live in ((show, False), (members_show, True)):
         await _bring_on(parts, made, live)
     async with parts.database.transaction() as t:
+        owner = await _owner(parts, t)
         return Demo(
             show=show.id,
             members_show=members_show.id,
-            panel_link=await parts.staff.sign_in_link(t, await _owner(parts, t)),
+            owner=owner,
+            panel_link=await parts.staff.sign_in_link(t, owner),
             crowd_key=await _crowd_key(parts, t),
         )
 

@@ -138,7 +138,7 @@ def waiting(books: Books, counters: Counters | None, marks: Marks) -> Iterator[s
 
 
 def _check_claims(books: Books) -> Found:
-    """Ranks within the quota; each by joining has its payment, its seat and the state its order has."""
+    """Ranks within the quota; each has the order, the plan, or the payment with its seat that earned it."""
     payments = {row["id"]: row for row in books.rows["payments"]}
     orders = {row["id"]: row for row in books.rows["orders"]}
     claims = books.by("claims", "benefit_id")
@@ -159,6 +159,8 @@ def _check_claims(books: Books) -> Found:
                     yield difference(
                         f"{subject}: the order that earned it", POSTGRES, claim["member_id"], owner
                     )
+            if benefit["newly_joined_s"]:
+                yield from _check_joined(subject, claim, benefit)
             if benefit["needs"] != "join":
                 continue
             payment = payments.get(claim["payment_id"])
@@ -177,6 +179,20 @@ def _check_claims(books: Books) -> Found:
                 yield difference(f"{subject}: its seat", POSTGRES, "confirmed", "not confirmed")
         for member in sorted(confirmed - seated):
             yield difference(f"{name}: seat of {member}", POSTGRES, "a claim", "none")
+
+
+def _check_joined(subject: str, claim: Row, benefit: Row) -> Found:
+    """A claim for having newly joined has its member's own plan, and goes when that is given back."""
+    if claim["joined_member"] != claim["member_id"]:
+        owner = claim["joined_member"] or "none that was paid"
+        yield difference(f"{subject}: the plan that earned it", POSTGRES, claim["member_id"], owner)
+        return
+    is_kept = claim["state"] == "confirmed"
+    if is_kept and claim["joined_state"] not in PAID:
+        yield difference(f"{subject}: its state", POSTGRES, "recalled or deducted", claim["state"])
+    # One that an order earned too goes with the order as well.
+    if not is_kept and claim["joined_state"] in PAID and benefit["needs"] != "order":
+        yield difference(f"{subject}: its state", POSTGRES, "confirmed", claim["state"])
 
 
 def _check_misses(books: Books) -> Found:

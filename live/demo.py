@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import shlex
+import shutil
 import socket
 import sys
+from pathlib import Path
 
 import segno
 
@@ -47,7 +50,7 @@ def screen(settings: Settings, demo: Demo, viewers: int) -> str:
         f"{SHOP} · {viewers} simulated viewers",
         "",
         f"  host panel    {public}/panel/sign-in#{demo.panel_link}",
-        "                (works once, for ten minutes; another: companion token --help)",
+        "                (works once, for ten minutes; the show waits for its 开始直播 / Start the show)",
         f"  viewer page   {viewer_page}",
         f"  members only  {public}/s/{demo.members_show}",
         f"  API           {public}/docs",
@@ -61,8 +64,22 @@ def screen(settings: Settings, demo: Demo, viewers: int) -> str:
             f"  COMPANION_HOST=0.0.0.0 COMPANION_PUBLIC_URL=http://{_network_address()}:{settings.port}"
             " make demo"
         )
-    lines += [f"Data is in {settings.data_dir}. Ctrl-C stops everything.", ""]
+    lines += [
+        f"Another link to the panel: {_command(settings)} token --staff {demo.owner} --link",
+        f"Data is in {settings.data_dir}. Ctrl-C stops everything.",
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _command(settings: Settings) -> str:
+    """`companion` as a shell finds it, with what leads to this deployment."""
+    program = Path(sys.argv[0]).absolute()
+    name = str(program) if program.name == "companion" else f"{sys.executable} -m live"
+    if program.name == "companion" and shutil.which("companion") == str(program):
+        name = "companion"
+    leads = {"COMPANION_DATA_DIR": str(settings.data_dir), "COMPANION_PUBLIC_URL": settings.public_url}
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in leads.items()), name])
 
 
 def _provider_lines(settings: Settings) -> list[str]:

@@ -11,7 +11,10 @@ from commerce.after_sales import NOTE_CHARS_MAX, Case, CaseAct, CaseInput, CaseS
 from commerce.freight import ROWS_MAX as FREIGHT_ROWS_MAX
 from commerce.freight import FreightRow
 from commerce.fulfilment import ROWS_MAX, ParcelOutcome, ParcelRow
+from commerce.order_book import Order
+from commerce.orders import NotPaid
 from commerce.plan_refunds import WHOLE_DAYS, Bill, Later
+from commerce.refund_lines import AlreadyRefunded, RefundedLine
 from commerce.refunds import Refunded
 from live.http import (
     Answer,
@@ -26,6 +29,7 @@ from live.http import (
     refusal_noted,
 )
 from membership.actor import OrderId, PlanId, ShowId
+from membership.members import display_name, mask_phone
 from membership.moment import in_ms
 from membership.page import Page
 from membership.plans import Term
@@ -47,6 +51,18 @@ class CaseDecision(Body, frozen=True, kw_only=True):
     note: Annotated[str, Meta(min_length=1, max_length=NOTE_CHARS_MAX)]
     amount_fen: Annotated[int, Meta(ge=1, le=100_000_000_000)] | None = None
     restock: bool = False
+
+
+class CaseRefund(Answer, frozen=True, kw_only=True):
+    """Before a case is settled: the order, its buyer (the phone masked), and what a refund of the case's goods
+    would send back now. Line 0 is the freight; no lines: nothing of these goods can go back any more."""
+
+    order: Order
+    buyer: str
+    phone: str | None
+    lines: tuple[RefundedLine, ...]
+    money_fen: int
+    points: int
 
 
 async def open_case(ctx: Context, body: CaseInput) -> Case:
@@ -93,6 +109,26 @@ async def read_case(ctx: Context) -> Case:
     """One case."""
     async with ctx.reading() as conn:
         return await ctx.parts.after_sales.get(conn, ctx.actor, ctx.path["case"])
+
+
+async def read_case_refund(ctx: Context) -> CaseRefund:
+    """What a refund of the case's goods would send back now, of which order, and to whom. Nothing is done."""
+    async with ctx.transaction() as t:
+        case = await ctx.parts.after_sales.get(t.conn, ctx.actor, ctx.path["case"])
+        pieces = {line.position: line.quantity for line in case.lines}
+        try:
+            lines = await ctx.parts.refunds.would_send(t, ctx.actor, case.order, pieces)
+        except (AlreadyRefunded, NotPaid):
+            lines = ()
+        member = await ctx.parts.members.by_id(t.conn, case.member)
+        return CaseRefund(
+            order=await ctx.parts.orders.get(t.conn, ctx.actor, case.order),
+            buyer=display_name(member),
+            phone=mask_phone(member.phone) if member.phone else None,
+            lines=lines,
+            money_fen=sum(line.money_fen for line in lines),
+            points=sum(line.points for line in lines),
+        )
 
 
 async def read_case_photo(ctx: Context) -> Raw:

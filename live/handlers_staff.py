@@ -27,7 +27,7 @@ from live.http import (
     PageQuery,
     refusal_noted,
 )
-from membership.actor import PERMISSIONS, BenefitId, Permission, PollId, Role, RoomId, StaffId
+from membership.actor import BenefitId, Permission, PollId, Role, RoomId, StaffId, permissions_of
 from membership.audience import EVERYONE, Audience
 from membership.audit import Act
 from membership.page import Page
@@ -92,7 +92,7 @@ def _staff_me(account: StaffAccount) -> StaffMe:
         name=account.name,
         role=account.role,
         room=account.room,
-        permissions=sorted(PERMISSIONS[account.role]),
+        permissions=sorted(permissions_of(account.role, account.room)),
     )
 
 
@@ -130,7 +130,7 @@ def _not_above(ctx: Context, role: Role) -> None:
 
 
 async def create_staff(ctx: Context, body: StaffInput) -> StaffAccount:
-    """Make a staff account; it is entered by a sign-in link."""
+    """Make a staff account; it is entered by a sign-in link. With `room` it works in that room only."""
     _not_above(ctx, body.role)
     async with ctx.transaction() as t:
         room = RoomId(body.room) if body.room else None

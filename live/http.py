@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from live.identity import API_KEY_PREFIX, actor_of_key, actor_of_token
 from live.problem import InternalError, problem_response
-from membership.actor import PERMISSIONS, Actor, MemberId, Permission, ShowId
+from membership.actor import PERMISSIONS, SHOP_WIDE, Actor, MemberId, Permission, ShowId
 from membership.members import guest, new_guest_id
 from membership.refusal import (
     BadRequest,
@@ -334,6 +334,8 @@ def may(actor: Actor, who: Who) -> None:
     if who == "staff":
         return
     if not actor.may(who):
+        if actor.room is not None and who in SHOP_WIDE:
+            raise Forbidden("This is the whole shop's; you work in one room.", permission=who)
         raise Forbidden(f"This needs the permission {who}.", permission=who)
 
 

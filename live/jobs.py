@@ -8,16 +8,16 @@ queue, deferred in the transaction that caused it and retried until it is done.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import procrastinate
-from procrastinate import RetryStrategy
+from procrastinate import BaseRetryStrategy, RetryDecision
+from procrastinate.jobs import Job
 
 from live.app import build_parts, close_parts
 from live.metrics import Metrics
@@ -26,6 +26,8 @@ from live.queue import AFTER_SHOW
 from live.recorder import Recorder
 from live.settings import Settings
 from membership.actor import Actor, ShowId
+from membership.alone import alone
+from membership.plans import ENDING_MAX, Term
 from membership.refusal import Refusal
 
 log = logging.getLogger("companion.jobs")
@@ -37,9 +39,12 @@ LAPSE_BACK: Final = timedelta(minutes=10)  # what ran out while no job ran
 MONEY_S: Final = 5.0
 REFRESH_S: Final = 5.0
 ENDED_S: Final = 10.0
+CLOSED_LATELY_S: Final = 600  # its last orders are still paid, or run out
 SCHEDULE_S: Final = 10.0
 FADE_S: Final = 3_600.0
 STALLED_S: Final = 60.0
+AGAIN_S: Final = 5
+AGAIN_MAX_S: Final = 60
 WORKER_AGAIN_S: Final = 5.0
 
 JOB = Actor(kind="job", id="jobs", name="jobs")
@@ -97,9 +102,19 @@ class Rounds:
                 continue
 
     async def _expire_orders(self) -> None:
-        """Holds that ran out."""
-        async with self._parts.database.transaction() as t:
-            await self._parts.orders.expire_due(t)
+        """Holds that ran out: all at once, and where one of them cannot be ended, one by one."""
+        orders, database = self._parts.orders, self._parts.database
+        try:
+            async with database.transaction() as t:
+                await orders.expire_due(t)
+        except Exception as error:
+            log.warning("ending orders one by one: %s", error)
+            async with database.reading() as conn:
+                due = await orders.due(conn)
+            for order in due:
+                with _alone(f"ending order {order}"):
+                    async with database.transaction() as t:
+                        await orders.expire_due(t, only=order)
 
     async def _close_polls(self) -> None:
         async with self._parts.database.reading() as conn:
@@ -145,7 +160,7 @@ class Rounds:
             await self._parts.offers.settle(t)
 
     async def _settle_orders(self) -> None:
-        await self._parts.orders.settle_unannounced(self._parts.database)
+        await self._parts.orders.settle_unannounced(self._parts.database, closed_within_s=CLOSED_LATELY_S)
 
     async def _settle_incident(self) -> None:
         """Shows that a crash, or a show's new keys, left behind the switch for money."""
@@ -164,6 +179,7 @@ class Rounds:
 
     async def _follow_ended(self) -> None:
         """What comes after the end: orders paid late, money sent back. Seldom, as ended shows add up."""
+        await self._parts.orders.settle_unannounced(self._parts.database)
         for show in await self._recorder.ended_lately():
             with _alone(f"recording {show}"):
                 await self._recorder.record(show)
@@ -201,9 +217,15 @@ class Rounds:
             row = await (await conn.execute("SELECT clock_timestamp() AS now")).fetchone()
             assert row is not None
             until: datetime = row["now"]
-            lapsed = await self._parts.plans.ending(conn, self._lapsed_until, until)
-        for term in lapsed:
-            await self._parts.notices.facts_changed(term.member)
+        told: Term | None = None
+        while True:
+            async with self._parts.database.reading() as conn:
+                lapsed = await self._parts.plans.ending(conn, self._lapsed_until, until, beyond=told)
+            for term in lapsed:
+                await self._parts.notices.facts_changed(term.member)
+            if len(lapsed) < ENDING_MAX:
+                break
+            told = lapsed[-1]
         self._lapsed_until = until
 
     async def _schedule(self) -> None:
@@ -211,15 +233,8 @@ class Rounds:
         await self._parts.shows.open_due(self._parts.database, JOB)
 
 
-@contextlib.contextmanager
-def _alone(what: str) -> Iterator[None]:
-    """One of many: what fails here is tried again at the next turn and does not hold up the others."""
-    try:
-        yield
-    except Refusal as refusal:
-        log.warning("%s: %s", what, refusal)
-    except Exception:
-        log.exception("%s failed; it is tried again", what)
+def _alone(what: str) -> AbstractContextManager[None]:
+    return alone(what, log)
 
 
 async def after_show(parts: Parts, recorder: Recorder, show: ShowId) -> None:
@@ -231,11 +246,18 @@ async def after_show(parts: Parts, recorder: Recorder, show: ShowId) -> None:
         await parts.report.build(t, show)
 
 
+class UntilDone(BaseRetryStrategy):
+    """Tried again for ever, at most AGAIN_MAX_S apart: the store may be away for longer than any number of tries."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision:
+        return RetryDecision(retry_in={"seconds": min(AGAIN_S * (job.attempts + 1), AGAIN_MAX_S)})
+
+
 def add_tasks(queue: procrastinate.App, parts: Parts, recorder: Recorder) -> None:
     async def run_after_show(show: str) -> None:
         await after_show(parts, recorder, ShowId(show))
 
-    queue.task(name=AFTER_SHOW, retry=RetryStrategy(max_attempts=10, linear_wait=5))(run_after_show)
+    queue.task(name=AFTER_SHOW, retry=UntilDone())(run_after_show)
 
 
 async def _work_on(queue: procrastinate.App, stop: asyncio.Event) -> None:

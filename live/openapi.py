@@ -10,6 +10,7 @@ import msgspec
 
 from live.http import BODY_BYTES_MAX, CSRF_HEADER, KEY_CHARS_MAX, PATH_FORMS, Route, roles_with
 from live.problem import MEDIA, Problem, status_of, title_of
+from membership.actor import SHOP_WIDE
 
 REF: Final = "#/components/schemas/{name}"
 
@@ -32,7 +33,9 @@ TAGS: Final[dict[str, str]] = {
 DESCRIPTION: Final = f"""\
 Identify with a session cookie (pages), `Authorization: Bearer <JWT>` or `Authorization: Bearer ck_…`
 (an API key). A write that relies on a cookie carries the `companion_csrf` cookie's value in
-`{CSRF_HEADER.title()}`. Bodies are JSON of at most
+`{CSRF_HEADER.title()}`. Staff bound to one room act in that room and its shows only, whatever their role, and
+read the catalogue; they have none of the permissions
+{", ".join(f"`{each}`" for each in sorted(SHOP_WIDE))}. Bodies are JSON of at most
 {BODY_BYTES_MAX // 1024} KB; a member we do not know is refused.
 Money is an integer of the currency's minor unit (fields ending in `_fen`). A point in time is a text in
 ISO 8601 with its offset, or an integer of milliseconds since 1970, as its type says.
@@ -49,7 +52,7 @@ def refusals_of(route: Route) -> list[str]:
     words.update(("unavailable", "internal"))
     words.add("unauthenticated")  # a token that is none is refused on every route
     words.add("token_expired")
-    if route.who != "public":
+    if route.who != "public" or route.prefers_staff:
         words.add("forbidden")
     if route.parameters:
         words.add("not_found")
@@ -77,7 +80,7 @@ def openapi(routes: Sequence[Route], *, version: str, server: str | None) -> dic
         paths[route.path][route.method.lower()] = _operation(route, schema_of, components, shared)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "Live-commerce companion", "version": version, "description": DESCRIPTION},
+        "info": {"title": "Live companion", "version": version, "description": DESCRIPTION},
         "jsonSchemaDialect": "https://spec.openapis.org/oas/3.1/dialect/base",
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
@@ -133,7 +136,8 @@ def _who_text(route: Route) -> str:
     if route.who == "staff":
         return "For staff."
     roles = ", ".join(roles_with(route.who))
-    return f"For staff and API keys with the permission `{route.who}` (roles: {roles})."
+    room = "; not for staff of one room" if route.who in SHOP_WIDE else ""
+    return f"For staff and API keys with the permission `{route.who}` (roles: {roles}{room})."
 
 
 def _operation(

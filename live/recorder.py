@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("companion.recorder")
 
 BATCH: Final = 1_000
+JUST_ENDED_S: Final = 30  # the last lines of a show are copied as soon as those before
 ENDED_FOR_S: Final = 3_600  # an ended show may still get late records (orders paid afterwards)
 
 
@@ -30,10 +31,15 @@ class Recorder:
         self._parts = parts
 
     async def moving(self) -> list[ShowId]:
-        """Shows that are on: their logs grow."""
+        """Shows that are on, or ended a moment ago: their logs grow."""
         async with self._parts.database.reading() as conn:
             found = await conn.execute(
-                "SELECT id FROM shows WHERE state IN ('waiting', 'live', 'paused', 'ending')"
+                """
+                SELECT id FROM shows
+                WHERE state IN ('waiting', 'live', 'paused', 'ending')
+                   OR (state = 'ended' AND ended_at > now() - make_interval(secs => %s))
+                """,
+                [JUST_ENDED_S],
             )
             return [ShowId(row["id"]) for row in await found.fetchall()]
 

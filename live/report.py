@@ -29,7 +29,8 @@ COMMENTS_READ_MAX = 50_000  # the latest; a show of an hour at 14 comments a sec
 
 
 class Sales(Struct, frozen=True, kw_only=True):
-    """Orders of goods placed in the show. `sales_fen` is what was paid for goods, freight apart."""
+    """Orders of goods placed in the show. `sales_fen` is what was paid for goods, freight apart and before
+    anything went back; `refunded_fen` what went back of these orders, freight included."""
 
     placed: int
     paid: int
@@ -198,7 +199,8 @@ async def _sales(conn: Connection, show: ShowId) -> Sales:
         conn,
         """
         SELECT count(*) AS placed, count(paid_at) AS paid,
-            coalesce(sum(goods_fen) FILTER (WHERE paid_at IS NOT NULL), 0)::bigint AS sales_fen,
+            coalesce(sum(goods_fen - coupon_fen - points_fen) FILTER (WHERE paid_at IS NOT NULL), 0)::bigint
+                AS sales_fen,
             coalesce(sum(freight_fen) FILTER (WHERE paid_at IS NOT NULL), 0)::bigint AS freight_fen,
             coalesce(sum(CASE WHEN state = 'refunded' THEN total_fen ELSE (
                 SELECT sum(r.amount_fen) FROM payments p JOIN payment_returns r ON r.payment_id = p.id

@@ -416,8 +416,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise SettingsError(
             f"set both {PREFIX}REDIS_URL and {PREFIX}DATABASE_URL, or neither for the embedded engines"
         )
-    if not environment.get(f"{PREFIX}DATA_DIR", "").strip():
-        values["data_dir"] = default_data_dir(environment)
+    values["data_dir"] = data_dir_of(environment)
     if not values["public_url"]:
         values["public_url"] = _own_address(values["host"], values["port"])
     if values["payment_provider"] == "wechat":
@@ -468,11 +467,22 @@ def wechat_keys(private_key: str, public_key: str, public_key_id: str) -> Wechat
         raise SettingsError(f"{PREFIX}WECHAT_{error.which.upper()} {error}") from None
 
 
+def data_dir_of(environment: Mapping[str, str]) -> Path:
+    """The data folder, whether there is one or not."""
+    given = environment.get(f"{PREFIX}DATA_DIR", "").strip()
+    return _folder(given) if given else default_data_dir(environment)
+
+
 def has_secret(environment: Mapping[str, str]) -> bool:
     """Whether `read_settings` would find a secret, instead of making one."""
-    folder = environment.get(f"{PREFIX}DATA_DIR", "").strip()
-    data_dir = _folder(folder) if folder else default_data_dir(environment)
-    return bool(environment.get(f"{PREFIX}SECRET", "").strip()) or (data_dir / "secret").exists()
+    given = bool(environment.get(f"{PREFIX}SECRET", "").strip())
+    return given or (data_dir_of(environment) / "secret").exists()
+
+
+def has_deployment(environment: Mapping[str, str]) -> bool:
+    """Whether there is anything to act on: a secret, and engines of its own or a database kept here."""
+    elsewhere = bool(environment.get(f"{PREFIX}DATABASE_URL", "").strip())
+    return has_secret(environment) and (elsewhere or (data_dir_of(environment) / "postgres").exists())
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:

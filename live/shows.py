@@ -6,7 +6,7 @@ repeats that for whatever a crash left between, and `ensure` makes the keys anew
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import secrets
 import time
 from collections import deque
@@ -28,12 +28,15 @@ from commerce.offers import Offers
 from live.database import Database
 from live.rooms import Room, room_from
 from membership.actor import Actor, Facts, RoomId, ShowId, is_id, new_link_id
+from membership.alone import alone
 from membership.audience import EVERYONE, FIRST_OWN_BIT, LAST_OWN_BIT, PLAN_MEMBERS, Audience
 from membership.moment import in_ms
 from membership.page import BadCursor, Page
 from membership.refusal import Away, BadRequest, Forbidden, NotFound, Refusal, Unavailable
 from membership.script import Arg, ScriptLoader, json_arg
 from membership.transaction import Connection, Transaction, lock
+
+log = logging.getLogger(__name__)
 
 Status = Literal["scheduled", "waiting", "live", "paused", "ending", "ended"]
 VideoKind = Literal["hls", "flv", "mp4"]
@@ -588,8 +591,7 @@ class Shows:
         moved = 0
         for row in rows:
             show = ShowId(row["id"])
-            # One show that cannot move holds up none of the others; it is tried again on the next turn.
-            with contextlib.suppress(Refusal):
+            with alone(f"moving {show}", log, refused=logging.DEBUG):
                 if row["state"] == "scheduled" and row["due"]:
                     async with database.transaction() as t:
                         await self.open(t, actor, show)

@@ -81,6 +81,16 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
     "admin": frozenset({"staff.write", "report.read", "incident.run"}),
 }
 
+# What reaches past one room: the catalogue, members and their orders, accounts and keys, the switch for money.
+SHOP_WIDE: frozenset[Permission] = frozenset(
+    {"catalog.write", "member.read", "member.write", "staff.write", "incident.run"}
+)
+
+
+def permissions_of(role: Role, room: RoomId | None) -> frozenset[Permission]:
+    """What staff of a role may do. Bound to a room, they have nothing that reaches past it, whatever the role."""
+    return PERMISSIONS[role] if room is None else PERMISSIONS[role] - SHOP_WIDE
+
 
 class Facts(msgspec.Struct, frozen=True):
     """What decides which audiences a person is in. Loaded once per socket, again when it changes."""
@@ -106,7 +116,7 @@ class Actor(msgspec.Struct, frozen=True):
     facts: Facts = NOBODY
     role: Role | None = None
     permissions: frozenset[Permission] = frozenset()
-    room: RoomId | None = None  # staff and tokens bound to one room
+    room: RoomId | None = None  # staff bound to one room
 
     @property
     def member(self) -> MemberId | None:

@@ -14,6 +14,11 @@ from membership.refusal import BadRequest, NotFound, Refusal
 from membership.transaction import Connection, Transaction
 
 ADDRESSES_MAX = 20  # a member
+# As every region begins: freight and coverage go by it. A city alone would be sent as the rest of the country is.
+_PROVINCE = re.compile(
+    "北京|天津|上海|重庆|河北|山西|内蒙古|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|广东|广西|海南"
+    "|四川|贵州|云南|西藏|陕西|甘肃|青海|宁夏|新疆|台湾|香港|澳门"
+)
 MUNICIPALITIES = frozenset({"北京", "天津", "上海", "重庆"})
 NAME_MAX, REGION_MAX, DETAIL_MAX = 40, 60, 120  # code points
 
@@ -78,6 +83,8 @@ def check_address(given: AddressInput) -> AddressInput:
         if not 1 <= len(text) <= length_max:
             raise InvalidAddress(f"{field} has 1–{length_max} characters.", field=field)
         kept[field] = text
+    if not _PROVINCE.match("".join(kept["region"].split())):
+        raise InvalidAddress("region begins with the province, as in 浙江省 杭州市 西湖区.", field="region")
     return AddressInput(phone=parse_phone(given.phone), **kept)
 
 
@@ -97,15 +104,21 @@ class Addresses:
         return tuple(_address(row) for row in rows)
 
     async def add(self, t: Transaction, member: MemberId, given: AddressInput) -> Address:
-        """Keep an address; the same one twice is kept once. Raises InvalidAddress, TooManyAddresses."""
+        """Keep an address, as the newest; the same one twice is kept once, under a new id if another one came
+        between. Raises InvalidAddress, TooManyAddresses."""
         kept = check_address(given)
         # one at a time a member, so that twenty stay twenty
         if not await lock_member(t.conn, member):
             raise NoSuchMember
         held = await self.list(t.conn, member)
         for address in held:
-            if AddressInput(address.name, address.phone, address.region, address.detail) == kept:
-                return address
+            if AddressInput(address.name, address.phone, address.region, address.detail) != kept:
+                continue
+            if address != held[0]:
+                again = msgspec.structs.replace(address, id=AddressId(new_id()))
+                await t.conn.execute("UPDATE addresses SET id = %s WHERE id = %s", (again.id, address.id))
+                return again
+            return address
         if len(held) >= ADDRESSES_MAX:
             raise TooManyAddresses
         made = Address(AddressId(new_id()), kept.name, kept.phone, kept.region, kept.detail)

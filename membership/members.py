@@ -105,12 +105,15 @@ def mask_name(name: str) -> str:
 
 
 def display_name(member: Member) -> str:
-    """The nickname, else 会员 and four digits drawn from the opaque id (never from the phone)."""
+    """The nickname, else 观众 and four digits drawn from the opaque id (never from the phone).
+
+    Not 会员, which is the badge of who pays.
+    """
     return shown_as(member.id, member.nickname)
 
 
 def shown_as(member: MemberId, nickname: str | None) -> str:
-    return nickname or f"会员{zlib.crc32(member.encode()) % 10_000:04d}"
+    return nickname or f"观众{zlib.crc32(member.encode()) % 10_000:04d}"
 
 
 def guest_name(guest: str) -> str:

@@ -32,6 +32,7 @@ TRIAL_DAYS = 7
 POINTS_BONUS_PERCENT = 20
 FEE_FEN_MAX = 10_000_000  # 100,000 yuan: beyond it somebody typed yuan for fen
 GRACE_DAYS_MAX = 30
+ENDING_MAX = 10_000  # terms that run out, read at once
 # A renewal begins where the paid time ended: who pays in the grace of a plan by the month still has half of it.
 GRACE_DAYS_MAX_OF_A_MONTH = 14
 
@@ -594,9 +595,10 @@ class Plans:
         until: datetime,
         *,
         kind: Literal["trial", "paid", "grace"] | None = None,
+        beyond: Term | None = None,
     ) -> tuple[Term, ...]:
         """Terms that run out in (after, until] with no renewal behind them, soonest first. A grace is none, and
-        runs out itself.
+        runs out itself. At most ENDING_MAX; those behind them are read with `beyond`, the last of them.
 
         A job looks back to tell sockets that have lapsed, and ahead to warn a day before.
         """
@@ -605,16 +607,34 @@ class Plans:
                 _TERM  # noqa: S608 - a constant; what comes from outside is a parameter
                 + """
                 WHERE t.ends_at > %(after)s AND t.ends_at <= %(until)s AND t.ended_at IS NULL
+                  AND (%(beyond)s::uuid IS NULL
+                       OR (t.ends_at, t.id) > (%(beyond_at)s::timestamptz, %(beyond)s::uuid))
                   AND (%(kind)s::text IS NULL OR t.kind = %(kind)s)
                   AND NOT EXISTS (SELECT 1 FROM plan_terms n
                                   WHERE n.member_id = t.member_id AND n.plan_id = t.plan_id
                                     AND n.starts_at = t.ends_at AND n.ended_at IS NULL AND n.kind <> 'grace')
-                ORDER BY t.ends_at, t.id LIMIT 10000
+                ORDER BY t.ends_at, t.id LIMIT %(most)s
                 """,
-                {"after": after, "until": until, "kind": kind},
+                {
+                    "after": after,
+                    "until": until,
+                    "kind": kind,
+                    "beyond": beyond.id if beyond else None,
+                    "beyond_at": beyond.ends_at if beyond else None,
+                    "most": ENDING_MAX,
+                },
             )
         ).fetchall()
         return tuple(_term(row) for row in rows)
+
+    async def given_back_since(self, conn: Connection, member: MemberId, since: datetime) -> bool:
+        """Whether a paid plan of the member was refunded after that. One that lapsed was not."""
+        found = await conn.execute(
+            "SELECT 1 FROM plan_terms"
+            " WHERE member_id = %s AND kind = 'paid' AND end_reason = 'refunded' AND ended_at >= %s",
+            [member, since],
+        )
+        return await found.fetchone() is not None
 
     async def _with_gifts(self, conn: Connection, rows: Sequence[DictRow]) -> tuple[Plan, ...]:
         gifts = await gifts_of(conn, [PlanId(str(row["id"])) for row in rows])

@@ -14,7 +14,17 @@ from typing import NamedTuple, get_args
 import msgspec
 from psycopg.rows import DictRow
 
-from membership.actor import PERMISSIONS, Actor, Permission, Role, RoomId, StaffId, is_id, new_id
+from membership.actor import (
+    PERMISSIONS,
+    Actor,
+    Permission,
+    Role,
+    RoomId,
+    StaffId,
+    is_id,
+    new_id,
+    permissions_of,
+)
 from membership.line import clean_line
 from membership.refusal import BadRequest, Forbidden, NotFound, Unauthenticated
 from membership.transaction import Connection, Transaction
@@ -68,7 +78,7 @@ class StaffAccount(msgspec.Struct, frozen=True):
             id=self.id,
             name=self.name,
             role=self.role,
-            permissions=PERMISSIONS[self.role],
+            permissions=permissions_of(self.role, self.room),
             room=self.room,
         )
 

@@ -4,7 +4,9 @@
 ALTER TABLE benefits
     ADD COLUMN settled_at timestamptz,
     ADD CONSTRAINT benefits_settled_once_closed CHECK (settled_at IS NULL OR status = 'closed');
-UPDATE benefits SET settled_at = closed_at WHERE closed_at < now() - interval '1 hour';
+UPDATE benefits b SET settled_at = closed_at
+WHERE closed_at < now() - interval '1 hour'
+  AND NOT EXISTS (SELECT 1 FROM benefit_claims c WHERE c.benefit_id = b.id AND c.announced_at IS NULL);
 CREATE INDEX benefits_by_settling ON benefits (settled_at);
 
 -- New terms, or counters built anew, are put in force by tending.

@@ -12,7 +12,7 @@ for i = 3, #ARGV, 5 do
   local member, rank = ARGV[i], ARGV[i + 1]
   redis.call('HDEL', SETTLING, terms.needs == 'join' and member or rank)
   if redis.call('SETBIT', TOLD, rank, 1) == 0 then
-    redis.call('HINCRBY', B, 'confirmed', 1)
+    if redis.call('HDEL', B, 'counted:' .. rank) == 0 then redis.call('HINCRBY', B, 'confirmed', 1) end
     if terms.needs == 'join' then
       redis.call('ZREM', HELD, member)
       redis.call('ZREM', QUEUE, member)

@@ -4,7 +4,8 @@
 --   8 benefit:<id>           hash: generation, show (META.generation when built), version, status, reason, quota, needs,
 --                            per_person, bit, starts_at and closes_at (ms or ''), seat_ms, confirmed, ranked, changes, freed, sold_told;
 --                            'took:<member>': token of the call that took the seat now held;
---                            'longer:<member>': that hold was prolonged, once in its life
+--                            'longer:<member>': that hold was prolonged, once in its life;
+--                            'counted:<rank>': counted as confirmed when built, not yet announced
 --   9 benefit:<id>:claims    hash: member -> '37' or '37,41', ranks decided or confirmed
 --  10 benefit:<id>:held      zset: member -> until (ms)
 --  11 benefit:<id>:settling  hash: decided, its row not yet known to be committed. needs join: member ->
@@ -12,7 +13,7 @@
 --  12 benefit:<id>:queue     zset: member -> place
 --  13 benefit:<id>:had       set: members who have had their seat
 --  14 benefit:<id>:outbox    list of changes of seats (JSON) to be written to PostgreSQL and told
---  15 benefit:<id>:told      bitmap by rank: counted as confirmed and announced
+--  15 benefit:<id>:told      bitmap by rank: announced
 --  16 benefit:<id>:spare     zset: ranks decided, never told, and given back
 -- ARGV
 --   1 the benefit's id

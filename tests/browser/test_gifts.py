@@ -2,11 +2,86 @@
 
 from __future__ import annotations
 
-import pytest
-from playwright.sync_api import expect
+import csv
+import io
 
-from tests.browser.stage import DESK, PHONE, Peopled, Shop, nameless, sideways
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.stage import DESK, PHONE, Peopled, Shop, connected, nameless, sideways
 from tests.browser.wording import Lang, Words
+
+SIZES = pytest.mark.parametrize(
+    ("size", "lang"), [(PHONE, "zh-CN"), (DESK, "en-GB")], ids=["phone-zh", "desk-en"]
+)
+
+
+def give_address(form: Locator, say: Words, detail: str) -> None:
+    for name, text in (
+        ("name", "许四"),
+        ("phone", "13800000000"),
+        ("region", "浙江省 杭州市"),
+        ("detail", detail),
+    ):
+        form.get_by_label(say(f"address.{name}"), exact=True).fill(text)
+    form.get_by_role("button", name=say("address.save")).click()
+
+
+@SIZES
+def test_a_winner_is_asked_where_the_gift_is_sent_and_may_change_it(
+    one_size: Peopled, shop: Shop, size: str, lang: Lang
+) -> None:
+    say = Words(lang)
+    show, token = shop.make_show(), shop.member("许九")
+    shop.run_cues(show, "B")
+    shop.join(token, show)
+    page = connected(one_size(size).viewer(show, token=token, lang=lang))
+    dialog = page.get_by_role("dialog")
+
+    def sent_to() -> str:
+        """As the warehouse is told."""
+        owner = {"authorization": f"Bearer {shop.staff_token}"}
+        table = shop.http.get("/v1/fulfilment.csv", params={"show": show}, headers=owner).text
+        rows = csv.DictReader(io.StringIO(table.removeprefix("\ufeff")))
+        return next(row["detail"] for row in rows if row["name"] == "前 100 名开通会员 送厨房三件套")
+
+    card = page.get_by_role("article", name="厨房三件套")
+    expect(card.get_by_role("button", name=say("gift.to.add"))).to_be_visible()
+    assert nameless(page) == [] and sideways(page) == []
+    assert sent_to() == ""
+
+    # the rank leads to its receipt, which asks too
+    card.get_by_role("button", name=say("seats.rank.see", rank=1)).click()
+    expect(dialog).to_contain_text(say("gift.to.ask"))
+    assert nameless(page) == [] and sideways(page) == []
+    dialog.get_by_role("button", name=say("address.first")).click()
+    assert nameless(page) == [] and sideways(page) == []
+    give_address(dialog, say, "示例路 1 号")
+    expect(dialog.locator(".gift-to")).to_contain_text("示例路 1 号")
+    assert nameless(page) == [] and sideways(page) == []
+    assert sent_to() == "示例路 1 号"
+
+    # another one, from what one has won; and back to the first in the address book
+    dialog.get_by_role("button", name=say("back")).click()
+    expect(dialog.locator(".gift-to")).to_contain_text("示例路 1 号")
+    assert nameless(page) == [] and sideways(page) == []
+    dialog.get_by_role("button", name=say("gift.to.change")).click()
+    dialog.get_by_role("button", name=say("address.add")).click()
+    give_address(dialog, say, "示例路 2 号")
+    here = dialog.get_by_role("listitem").filter(has_text=say("gift.to.here"))
+    expect(here).to_contain_text("示例路 2 号")
+    assert sent_to() == "示例路 2 号"
+    dialog.get_by_role("button", name=say("back")).click()
+    dialog.get_by_role("tab", name=say("mine.me")).click()
+    use = say("gift.to.use.named", name="许四", detail="示例路 1 号")
+    dialog.get_by_role("button", name=use).click()
+    expect(here).to_contain_text("示例路 1 号")
+    here.scroll_into_view_if_needed()
+    assert nameless(page) == [] and sideways(page) == []
+    assert sent_to() == "示例路 1 号"
+    dialog.get_by_role("button", name=say("close")).click()
+    expect(card).to_contain_text(say("gift.to.name", name="许四"))
+    assert nameless(page) == [] and sideways(page) == []
 
 
 def test_a_member_takes_the_gift_of_the_month_and_tells_the_birthday(one_size: Peopled, shop: Shop) -> None:
@@ -29,14 +104,7 @@ def test_a_member_takes_the_gift_of_the_month_and_tells_the_birthday(one_size: P
     fresh.get_by_role("button", name=say("gift.take.named", title="当季鲜米 1kg")).click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name=say("address.add")).click()
-    for name, text in (
-        ("name", "许四"),
-        ("phone", "13800000000"),
-        ("region", "浙江省 杭州市"),
-        ("detail", "示例路 1 号"),
-    ):
-        dialog.get_by_label(say(f"address.{name}"), exact=True).fill(text)
-    dialog.get_by_role("button", name=say("address.save")).click()
+    give_address(dialog, say, "示例路 1 号")
     expect(dialog.get_by_role("button", name=say("address.change"))).to_contain_text("示例路 1 号")
     assert nameless(page) == [] and sideways(page) == []
     dialog.get_by_role("button", name=say("gift.take.send")).click()
@@ -66,7 +134,7 @@ def test_a_member_takes_the_gift_of_the_month_and_tells_the_birthday(one_size: P
         assert nameless(page) == [] and sideways(page) == []
 
 
-@pytest.mark.parametrize(("size", "lang"), [(PHONE, "zh-CN"), (DESK, "en-GB")], ids=["phone-zh", "desk-en"])
+@SIZES
 def test_a_gift_that_the_plan_took_with_it_is_said_to_be_left_out(
     one_size: Peopled, shop: Shop, size: str, lang: Lang
 ) -> None:

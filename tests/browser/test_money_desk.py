@@ -78,6 +78,8 @@ def test_a_second_person_grants_what_passes_the_budget(one_size: Peopled, shop: 
     panel.get_by_role("button", name=say("raise")).click()
     dialog = panel.get_by_role("dialog")
     dialog.get_by_label(say("raise_to")).fill("110")
+    expect(dialog).to_contain_text(say("raise_title_number", n=100))
+    expect(dialog.locator(".raise-read")).to_contain_text(say("of_quota", n=110))
     go = dialog.get_by_role("button", name=say("raise_sure", n=110))
     go.click()
     expect(dialog.get_by_role("alert")).to_contain_text(say("fail_over_budget").partition("{")[0].strip())

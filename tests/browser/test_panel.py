@@ -79,6 +79,10 @@ def test_cues_are_run_by_their_keys_and_reach_a_waiting_viewer(people: People, s
         expect(cue(panel, title).get_by_text("进行中")).to_be_visible()
     for name in ("有机大米 5kg", "厨房三件套", "投票", "浓香菜籽油 1.8L"):
         expect(viewer.get_by_role("article", name=name)).to_have_count(1)
+    (benefit,) = shop.staff("GET", f"/v1/shows/{show}/benefits")["items"]
+    for act, body, word in (("pause", {"reason": "补货"}, "已暂停"), ("resume", {}, "进行中")):
+        shop.staff("POST", f"/v1/benefits/{benefit['id']}/{act}", body)
+        expect(cue(panel, "厨房三件套").locator(".cue__running .badge")).to_have_text(word)
     panel.keyboard.press("Shift+D")
     expect(cue(panel, "菜籽油")).to_contain_text("再按一次停止")
     panel.keyboard.press("Shift+D")
@@ -177,6 +181,7 @@ def test_after_the_end_come_the_card_and_tags_with_their_evidence(one_size: Peop
         expect(figures.filter(has_text="观看人数")).to_contain_text("1", timeout=LEARNT_MS)
         expect(figures.filter(has_text="新加入会员")).to_contain_text("1")
         expect(figures.filter(has_text="成交额")).to_contain_text("308")
+        expect(figures.filter(has_text="付款订单")).to_contain_text("商品订单已退 0 元")
         expect(report.get_by_role("row", name="厨房三件套")).to_contain_text("1 / 100")
         expect(report.get_by_role("region", name="大家问得最多")).to_contain_text("有机大米什么时候发货")
         if people.size == PHONE:

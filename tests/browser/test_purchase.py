@@ -111,6 +111,7 @@ def test_from_a_claim_to_the_money_that_comes_back(buyer: Buyer, shop: Shop) -> 
     signed = buyer.asks("/v1/me/benefits")["items"][0]["receipt"]
     stranger = buyer.people.page(f"/receipt#{signed}", lang=buyer.lang)
     expect(stranger.locator(".notice--ok")).to_contain_text(say("receipt.good"))
+    assert nameless(stranger) == [] and sideways(stranger) == []
     stranger.get_by_role("textbox").fill(signed[:20] + ("B" if signed[20] == "A" else "A") + signed[21:])
     stranger.get_by_role("button", name=say("receipt.check")).click()
     expect(stranger.get_by_role("alert")).to_contain_text(say("receipt.bad"))
@@ -142,6 +143,7 @@ def test_from_a_claim_to_the_money_that_comes_back(buyer: Buyer, shop: Shop) -> 
     expect(form.get_by_role("alert").first).to_have_text(say("case.kind.needed"))
     form.get_by_role("radio", name=say("case.kind.damaged")).check()
     form.get_by_label(say("case.reason")).fill("袋子破了，米撒了一些")
+    expect(form.get_by_role("alert")).to_have_count(0)
     form.locator("input[type=file]").set_input_files(PICTURE)
     expect(form.locator(".photo img")).to_have_count(1)
     buyer.reads_well()
@@ -162,7 +164,11 @@ def test_from_a_claim_to_the_money_that_comes_back(buyer: Buyer, shop: Shop) -> 
     decision = panel.get_by_role("dialog")
     decision.get_by_role("switch", name=desk("case_restock")).check()
     decision.get_by_label(desk("case_note")).fill("抱歉，已为您全额退款")
-    decision.get_by_role("button", name=desk("case_do_refund")).click()
+    # who, which order and how much, before the act
+    expect(decision.locator(".case-facts")).to_contain_text(desk("case_unsent"))
+    expect(decision.locator(".case-facts")).to_contain_text(re.compile(r"\d{3}\*{4}\d{4}"))
+    expect(decision.locator(".case-back")).to_contain_text("¥118")
+    decision.get_by_role("button", name=desk("case_do_refund_sum", sum="¥118"), exact=True).click()
     expect(row).to_have_count(0)
 
     # the page that was open all the while tells it, and the provider has sent the money back
@@ -182,6 +188,118 @@ def returned(shop: Shop, order: str) -> int:
     """How much the provider has sent back of this order."""
     payments = shop.staff("GET", f"/v1/orders/{order}")["payments"]
     return sum(int(one["returned_fen"]) for one in payments)
+
+
+def test_a_refunded_order_says_first_that_the_money_is_on_its_way_and_then_that_it_is_back(
+    buyer: Buyer, shop: Shop
+) -> None:
+    show = shop.make_show()
+    shop.run_cues(show, "A")
+    shop.join(buyer.token, show)
+    shop.buy(buyer.token, show)
+    say = buyer.say
+    until = time.monotonic() + SETTLED_S
+    while (bought := buyer.asks("/v1/me/orders")["items"][0])["state"] != "paid":
+        assert time.monotonic() < until, "paid, and the order does not know it"
+        time.sleep(0.05)
+    page = buyer.come(show)
+    buyer.press("order.see.of", buyer.mine("mine.orders"), name="有机大米 5kg")
+    order = page.get_by_role("dialog", name=say("order.title"))
+    state = order.locator(".order-page__state")
+    expect(state).to_have_text(say("order.paid"))
+    expect(order.locator(".order-line")).to_have_count(2)
+    expect(order.locator(".saved")).to_contain_text("¥34")
+    path = f"/v1/me/orders/{bought['id']}/cases"
+    asked = {"kind": "refund", "reason": "买错了"}
+    case = shop.viewer(buyer.token, "POST", path, asked)["id"]
+    try:
+        shop.faults(api="error")  # the provider takes nothing back just now
+        shop.staff("POST", f"/v1/cases/{case}/decision", {"act": "refund", "note": "退给您"})
+        expect(state).to_have_text(say("order.refunding"))
+        expect(order).to_contain_text(say("order.refunding.means"))
+        expect(order).not_to_contain_text(say("order.refunded.means"))
+        expect(order.locator(".order-line")).to_have_count(1)  # no gift comes with it
+        expect(order.locator(".saved")).to_have_count(0)
+        buyer.reads_well()
+    finally:
+        shop.faults()
+    expect(state).to_have_text(say("order.refunded"), timeout=60_000)
+    expect(order).to_contain_text(say("order.refunded.means"))
+    expect(order).not_to_contain_text(say("order.refunding.means"))
+    buyer.reads_well()
+
+
+def test_a_payment_that_failed_is_said_at_once_and_tried_again_for_the_same_order(
+    buyer: Buyer, shop: Shop
+) -> None:
+    show = shop.make_show()
+    shop.run_cues(show, "AB")
+    shop.address(buyer.token)
+    say = buyer.say
+    page = buyer.come(show)
+    dialog = page.get_by_role("dialog")
+
+    def fail() -> str:
+        page.wait_for_url("**/sandbox/pay/**")
+        paid_at = page.url
+        page.locator("button[value=fail]").click()
+        page.wait_for_url(f"**/s/{show}*")
+        connected(page)
+        return paid_at
+
+    # what came first at the seat is its own order still, and no sales talk
+    buyer.press("seats.join", buyer.card("厨房三件套"))
+    buyer.press("join.go", dialog, sum="¥199")
+    buyer.press("join.pay", dialog, sum="¥199")
+    first = fail()
+    failed = page.get_by_role("dialog", name=say("order.failed"))
+    expect(failed.get_by_role("alert")).to_have_text(say("order.failed.means"))
+    expect(failed.get_by_role("timer")).to_be_visible()
+    buyer.reads_well()
+    buyer.press("order.failed.again", failed, sum="¥199")
+    assert fail() == first
+    buyer.press("order.failed.later", failed)
+    buyer.card("厨房三件套").get_by_role("button", name=say("seats.pay")).click()
+    held = page.get_by_role("dialog", name=say("join.pay.title"))
+    expect(held.get_by_role("timer")).to_be_visible()
+    buyer.reads_well()
+    buyer.press("join.pay", held, sum="¥199")
+    assert fail() == first
+
+    # what is open is not replaced: it is said beside it
+    buyer.press("order.failed.later", failed)
+    page.route("**/v1/me/orders/*", lambda route: None)  # its answer takes its time
+    buyer.card("厨房三件套").get_by_role("button", name=say("seats.pay")).click()
+    buyer.press("join.pay", held, sum="¥199")
+    assert fail() == first
+    buyer.press("deal.buy", buyer.card("有机大米 5kg"))
+    checkout = page.get_by_role("dialog", name=say("buy.title"))
+    checkout.get_by_role("button", name=say("buy.more")).click()
+    page.unroute("**/v1/me/orders/*")  # and what was held goes its way
+    expect(page.locator(".toast--bad")).to_have_text(say("order.toast.failed"))
+    expect(checkout.get_by_role("status")).to_have_text("2")
+    buyer.reads_well()
+
+    # paid at last: believed as the server says so
+    buyer.press("close", checkout)
+    buyer.card(say("order.placed")).get_by_role("button", name=say("order.pay"), exact=True).click()
+    buyer.pay(show)
+    expect(buyer.card("厨房三件套")).to_contain_text(say("seats.rank", rank=1))
+    assert [one["state"] for one in buyer.asks("/v1/me/orders")["items"]] == ["paid"]
+
+
+def test_that_a_payment_came_is_not_taken_from_the_address(one_size: Peopled, shop: Shop) -> None:
+    buyer = Buyer(one_size(PHONE), shop, "zh-CN")
+    show = shop.make_show()
+    shop.run_cues(show, "A")
+    shop.buy(buyer.token, show, paid=False)
+    [order] = [one["id"] for one in buyer.asks("/v1/me/orders")["items"]]
+    page = connected(
+        buyer.people.page(f"/s/{show}?order={order}&payment=paid", token=buyer.token, lang=buyer.lang)
+    )
+    expect(page.locator(".toast")).to_have_text(buyer.say("order.toast.checking"))
+    expect(page.get_by_role("article", name=buyer.say("order.placed"))).to_be_visible()
+    assert page.url == f"{shop.url}/s/{show}"
 
 
 def test_a_plan_is_given_back_after_its_bill_was_read(one_size: Peopled, shop: Shop) -> None:
@@ -294,7 +412,7 @@ def test_points_a_struck_price_and_coupons_from_the_desk_that_leave_nothing_to_p
     page = connected(people.viewer(show, token=token))
     page.get_by_role("article", name="见面积分").get_by_role("button", name=say("seats.claim")).click()
     expect(page.get_by_role("article", name="见面积分")).to_contain_text(say("seats.rank", rank=1))
-    card = page.get_by_role("article", name=bean["name"])
+    card = page.get_by_role("article", name="红小豆 1kg")
     expect(card.locator("s")).to_contain_text("¥50")
     card.get_by_role("button").click()
     sheet = page.get_by_role("dialog", name=say("buy.title"))

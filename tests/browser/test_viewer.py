@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.stage import PHONE, People, Peopled, Shop, connected, moving, pay_in_sandbox, sign_in
+from tests.browser.stage import (
+    PHONE,
+    People,
+    Peopled,
+    Shop,
+    connected,
+    moving,
+    nameless,
+    pay_in_sandbox,
+    sideways,
+    sign_in,
+)
 
 
 def card(page: Page, name: str) -> Locator:
@@ -42,6 +53,14 @@ def test_a_guest_sees_the_picture_move_the_prices_the_pieces_and_the_talk(people
     for _ in range(3):
         likes.click()
     expect(likes).to_have_accessible_name("点赞，现在 3 个赞")
+
+
+def test_a_guest_finds_the_other_language_where_one_signs_in(one_size: Peopled, shop: Shop) -> None:
+    page = connected(one_size(PHONE).viewer(shop.make_show()))
+    page.get_by_role("button", name="我的订单与权益").click()
+    page.get_by_role("dialog").get_by_role("link", name="English").click()
+    expect(connected(page).get_by_role("button", name="My orders and benefits")).to_be_visible()
+    assert nameless(page) == [] and sideways(page) == []
 
 
 def test_results_of_a_poll_are_hidden_until_one_has_voted(people: People, shop: Shop) -> None:

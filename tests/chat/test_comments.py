@@ -417,7 +417,7 @@ def test_a_person_has_another_public_id_in_every_show(make_viewer: Any) -> None:
 def test_names_are_cleaned_and_cut_and_badges_follow_facts(make_viewer: Any, host: Actor) -> None:
     show = ShowId("aaaaaaaaaa")
     assert shown_name(show, make_viewer("王\u202e\x00" + "长" * 100)) == "王" + "长" * 23
-    assert shown_name(show, make_viewer("\u200b")).startswith("会员")
+    assert shown_name(show, make_viewer("\u200b")).startswith("观众")
     assert shown_name(show, make_viewer(guest=True)).startswith("访客")
     assert [
         badge_of(actor) for actor in (host, make_viewer(plan=True), make_viewer(), make_viewer(guest=True))

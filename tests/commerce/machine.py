@@ -442,10 +442,14 @@ class Trade(RuleBasedStateMachine):
 
         agree(self._answer(start()), answer)
 
-    def pay_too_late(self, index: int, left: int) -> None:
-        """The hold runs out, others buy until so many are left, and then the money comes."""
+    def pay_too_late(self, index: int, left: int, again: bool) -> None:
+        """The hold runs out, the buyer orders `again`, others buy until so many are left, and then the money comes."""
         self.let_the_hold_run_out(index)
-        for line in self.paper.orders[index].lines[:1]:
+        order = self.paper.orders[index]
+        for line in order.lines if again else ():
+            self.quote(order.buyer, [(line.offer, line.quantity)], [], 0)
+            self.place(-1)
+        for line in order.lines[:1]:
             if (
                 self.paper.products[line.product].mode != "presale"
                 and not self.paper.products[line.product].parts
@@ -696,8 +700,13 @@ class Trade(RuleBasedStateMachine):
             self.tell_of_a_payment_again(self._one(len(self.refs)))
 
     def _late(self) -> None:
-        if any(order.state == "placed" for order in self.paper.orders):
-            self.pay_too_late(self._placed(), self._one(4))
+        left, again = self._one(4), not self._one(3)
+        if again:  # the flash, whose pieces a person are counted
+            self.quote(self._one(BUYERS), [(len(self.offers) - 1, 1 + self._one(2))], [], 0)
+            if self.place(-1) == "ok":
+                self.pay_too_late(len(self.ids) - 1, left, again)
+        elif any(order.state == "placed" for order in self.paper.orders):
+            self.pay_too_late(self._placed(), left, again)
 
     def _refund_some(self) -> None:
         paid = [i for i, each in enumerate(self.paper.orders) if each.sold and not each.plan]

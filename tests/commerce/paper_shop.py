@@ -530,6 +530,9 @@ class PaperShop:
         if order.plan:
             return "accepted", None
         if order.state == "expired":
+            pieces = self._pieces(order)
+            if pieces and self.flash.people[order.buyer] + pieces > self.flash.per_person:
+                return "returned", "limit_reached"
             again = [self.coupons[which] for which, _ in order.basket.coupons]
             if any(coupon.state != "free" for coupon in again):
                 return "returned", "discount_gone"
@@ -679,5 +682,6 @@ class PaperShop:
             assert product.stock == self.brought[index] - at_hand
             assert product.mode != "presale" or product.to_come == out[index]
         assert 0 <= self.flash.held + self.flash.sold <= self.flash.quota
+        assert all(0 <= pieces <= self.flash.per_person for pieces in self.flash.people.values())
         kept_fen = sum(order.paid_fen - order.returned_fen for order in self.orders)
         assert self.came_fen - self.went_fen == kept_fen + self.odd_fen

@@ -205,8 +205,9 @@ async def test_a_refund_by_hand_in_between_leaves_the_case_nothing_to_send(
     case = await ask(shop, after_sales, buyer, placed.order, {1: 2})
     async with shop.tx() as t:
         await refunds.lines(t, OPERATOR, placed.order, {1: 1}, "by hand")
-    with pytest.raises(AlreadyRefunded):
-        await decide(shop, after_sales, case.id, "refund")
+    for act in ("refund", "resend"):
+        with pytest.raises(AlreadyRefunded):
+            await decide(shop, after_sales, case.id, act)
     async with shop.tx() as t:
         assert (await after_sales.get(t.conn, buyer, case.id)).state == "open"
     assert await returned(shop, placed.order) == 5_000

@@ -11,7 +11,7 @@ import pytest
 from psycopg import errors
 
 from commerce.benefit_counters import benefit_keys
-from commerce.benefit_terms import LOOKED_AT_S, TEND_MAX_S, BenefitInput
+from commerce.benefit_terms import GONE_AFTER_S, LOOKED_AT_S, BenefitInput
 from commerce.benefits import BenefitOpen, Closed, NotLive
 from commerce.claim_announcer import shown_name
 from membership.actor import Actor, BenefitId, MemberId, ShowId, new_id
@@ -398,6 +398,69 @@ async def test_after_a_rebuild_the_same_key_still_gets_the_same_answer(
     assert await stage.claims.claim_many(show, benefit, [(viewer(member), "k")]) == [before]
 
 
+@pytest.mark.parametrize("needs", ["join", "nothing"])
+async def test_a_committed_claim_that_nobody_was_told_is_told_once_after_a_rebuild(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch, needs: str
+) -> None:
+    monkeypatch.setattr("commerce.claim_announcer.TOLD_GRACE_S", 0)
+    show = await make_show()
+    benefit = (await stage.open(show, needs=needs, quota=2)).id
+    told, untold = await stage.members(2)
+
+    async def win(member: MemberId) -> int | str | None:
+        if needs == "nothing":
+            return await claimed(stage, show, benefit, member)
+        return (await stage.pay(show, member))[1]
+
+    assert await win(told) == 1
+    for _ in range(2):
+        await tended(stage)  # notes that the first one was told
+    announcer = (stage.seats if needs == "join" else stage.claims)._announcer
+    with monkeypatch.context() as patch:
+        patch.setattr(announcer, "_announce", _away)
+        assert await win(untold) == 2
+    await stage.redis.delete(*[show_key(show, key) for key in benefit_keys(benefit)])
+    async with stage.tx() as t:
+        assert await stage.benefits.agree(t, show, at_once=True) == 1
+    counts = await stage.benefits.counts(show, benefit)
+    assert (counts.confirmed, counts.held) == (2, 0)  # at once, whoever was told of it
+    for _ in range(3):
+        await tended(stage)
+        assert [event["rank"] for event in await stage.events(show, "benefit.claimed")] == [1, 2]
+        for rank, member in ((1, told), (2, untold)):
+            won = [note["rank"] for note in await stage.notes(member) if note["type"] == "benefit.won"]
+            assert won == [rank]
+    assert len(await stage.events(show, "benefit.sold_out")) == 1
+    counts = await stage.benefits.counts(show, benefit)
+    assert (counts.confirmed, counts.held) == (2, 0)
+    assert await win(await stage.member()) in (None, "sold_out")
+
+
+async def test_a_claim_told_just_before_a_rebuild_is_not_told_again(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row does not say so yet: that is noted some seconds later."""
+    monkeypatch.setattr("commerce.claim_announcer.TOLD_GRACE_S", 0)
+    show = await make_show()
+    benefit = (await stage.open(show, quota=1)).id
+    assert await claimed(stage, show, benefit, await stage.member()) == 1
+    [row] = await stage.rows("SELECT announced_at FROM benefit_claims")
+    assert row["announced_at"] is None
+    await stage.redis.delete(show_key(show, benefit_keys(benefit)[0]))
+    async with stage.tx() as t:
+        assert await stage.benefits.agree(t, show, at_once=True) == 1
+    await tended(stage)
+    [row] = await stage.rows("SELECT announced_at FROM benefit_claims")
+    assert row["announced_at"] is not None
+    assert len(await stage.events(show, "benefit.claimed")) == 1
+    assert len(await stage.events(show, "benefit.sold_out")) == 1
+    assert (await stage.benefits.counts(show, benefit)).confirmed == 1
+
+
+async def _away(*_: Any) -> Any:
+    raise Unavailable
+
+
 async def test_counters_of_an_older_store_are_not_believed(stage: Stage, make_show: MakeShow) -> None:
     show = await make_show()
     benefit = (await stage.open(show)).id
@@ -500,16 +563,44 @@ async def test_a_settled_benefit_that_is_not_is_tended_again(stage: Stage, make_
     assert await settled(stage) == []
 
 
-async def test_one_that_cannot_settle_is_given_up_after_a_day(stage: Stage, make_show: MakeShow) -> None:
+async def test_a_winner_is_told_however_late_the_jobs_come(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, winner = await make_show(), await stage.member()
+    benefit = (await stage.open(show)).id
+
+    async def dead(*args: object) -> None:
+        raise Unavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.claims._announcer, "tell", dead)
+        await claimed(stage, show, benefit, winner)
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+    await later(stage, 10 * GONE_AFTER_S)
+    for _ in range(3):
+        assert await tended(stage) == [show]
+    assert [event["rank"] for event in await stage.events(show, "benefit.claimed")] == [1]
+    assert await settled(stage) == [benefit]
+
+
+async def test_where_the_store_holds_nothing_of_the_show_nothing_is_left_to_settle(
+    stage: Stage, make_show: MakeShow
+) -> None:
     show = await make_show()
     benefit = (await stage.open(show, needs="join")).id
     await stage.take(show, await stage.member())
     async with stage.tx() as t:
         await stage.benefits.close(t, HOST, benefit)
-    await later(stage, TEND_MAX_S - 60)
-    assert await tended(stage) == [show]
+    await stage.redis.delete(show_key(show, "meta"))
+    await later(stage, GONE_AFTER_S - 60)
+    async with stage.tx() as t:
+        with pytest.raises(Unavailable):
+            await stage.benefits.agree(t, show)
     await later(stage, 60)
-    assert await tended(stage) == []
+    async with stage.tx() as t:
+        await stage.benefits.agree(t, show)
+    assert await settled(stage) == [benefit]
 
 
 async def settled(stage: Stage) -> list[BenefitId]:

@@ -10,11 +10,14 @@ from psycopg import OperationalError
 import commerce.claims
 from commerce.benefit_counters import benefit_keys
 from commerce.claims import AlreadyClaimed, Claims, SoldOut, Won
+from commerce.coupons import CouponRuleInput, CouponRulePatch
+from commerce.grants import CannotGive
 from membership.actor import Actor, BenefitId, MemberId, new_id
 from membership.audience import PLAN_MEMBERS, Audience
 from membership.partition import show_key
 from membership.refusal import Refusal, Unavailable
 from tests.commerce.benefit_stage import GUEST, HOST, Stage, gathered, viewer
+from tests.commerce.shop_stage import OPERATOR
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
@@ -336,6 +339,45 @@ async def test_a_crash_before_the_announcement_is_told_by_the_job_once(
         assert len(await stage.events(show, "benefit.claimed")) == 1
     [row] = await stage.rows("SELECT announced_at FROM benefit_claims")
     assert row["announced_at"] is not None
+
+
+@pytest.mark.parametrize("by", ["repeat", "job"])
+async def test_who_has_a_row_keeps_it_beside_one_to_whom_nothing_can_be_given_any_more(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    show = await make_show()
+    async with stage.tx() as t:
+        rule = await stage.coupons.create_rule(
+            t, OPERATOR, CouponRuleInput(title="满减券", kind="amount", off_fen=500)
+        )
+    benefit = (await stage.open(show, what="coupon", coupon_rule=rule.id, value_fen=500)).id
+    first, second, third = [(viewer(member), "k") for member in await stage.members(3)]
+
+    async def silent(*args: object) -> None:
+        raise Unavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.claims._announcer, "tell", silent)
+        [before] = await stage.claims.claim_many(show, benefit, [first])
+    assert isinstance(before, Won) and before.rank == 1
+    async with stage.tx() as t:
+        await stage.coupons.update_rule(t, OPERATOR, rule.id, CouponRulePatch(status="off"))
+    if by == "repeat":
+        [again, refused] = await stage.claims.claim_many(show, benefit, [first, second])
+        assert again == before
+        assert isinstance(refused, CannotGive)
+    else:
+        dead = _DeadAfterDeciding(stage.scripts, stage.notices, stage.tx, stage.grants)
+        assert words(await dead.claim_many(show, benefit, [second])) == ["unavailable"]
+        monkeypatch.setattr(commerce.claims, "SETTLE_AFTER_MS", 0)
+        await stage.claims.settle(show)
+    assert [event["rank"] for event in await stage.events(show, "benefit.claimed")] == [1]
+    counts = await stage.benefits.counts(show, benefit)
+    assert (counts.confirmed, counts.held) == (1, 0)
+    async with stage.tx() as t:
+        await stage.coupons.update_rule(t, OPERATOR, rule.id, CouponRulePatch(status="on"))
+    assert words(await stage.claims.claim_many(show, benefit, [third, second])) == [2, 3]
+    assert await stage.ranks(benefit) == [1, 2, 3]
 
 
 async def test_what_was_decided_before_a_rebuild_is_not_written_after_it(

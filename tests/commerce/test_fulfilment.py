@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commerce.after_sales import AfterSales, CaseInput, CaseLineInput
 from commerce.fulfilment import COLUMNS, Fulfilment, ParcelOutcome, ParcelRow, safe_cell
 from commerce.orders import Placed
 from commerce.refunds import Refunds
@@ -174,6 +175,64 @@ async def test_pieces_whose_money_went_back_are_not_sent(
     async with shop.tx() as t:
         await refunds.lines(t, OPERATOR, placed.order, {1: 1}, "case")
     assert [row["quantity"] for row in await table(shop, fulfilment, show)] == ["1"]
+
+
+async def sent_again(shop: Shop, fulfilment: Fulfilment, buyer: Actor, order: OrderId) -> tuple[Refunds, str]:
+    """The order's parcel was lost: a case about both pieces, to be sent again."""
+    refunds = Refunds(shop.payments, shop.orders, shop.points, Stock())
+    after_sales = AfterSales(shop.orders, refunds, shop.notices)
+    await send(shop, fulfilment, (order, "SF1"))
+    async with shop.tx() as t:
+        case = await after_sales.open(t, buyer, order, CaseInput(kind="missing", reason="没收到"))
+        await after_sales.decide(t, OPERATOR, case.id, "resend", "再寄")
+    return refunds, case.id
+
+
+async def test_what_is_to_be_sent_again_is_not_sent_once_its_order_is_refunded(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    buyer, placed = await bought(shop, await make_show())
+    _, case = await sent_again(shop, fulfilment, buyer, placed.order)
+    assert [row["why"] for row in await table(shop, fulfilment)] == ["resend"]
+    async with shop.tx() as t:
+        await shop.payments.refund(t, OPERATOR, placed.order)
+    assert await table(shop, fulfilment) == []
+    assert (await send(shop, fulfilment, (placed.order, "SF2"), case=case))[0].code == "already_refunded"
+    assert len(await shop.rows("SELECT id FROM parcels")) == 1
+
+
+async def test_only_pieces_that_are_left_are_sent_again(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    offers = [await shop.open(show, await shop.product()) for _ in range(2)]
+    placed = await shop.buy(buyer, show, *[(offer, 2) for offer in offers])
+    await shop.pay(placed.order, placed.total_fen)
+    refunds, case = await sent_again(shop, fulfilment, buyer, placed.order)
+    async with shop.tx() as t:
+        await refunds.lines(t, OPERATOR, placed.order, {1: 1, 2: 2}, "by hand")
+    assert [row["quantity"] for row in await table(shop, fulfilment)] == ["1"]
+    assert (await send(shop, fulfilment, (placed.order, "SF2"), case=case))[0].outcome == "sent"
+
+
+async def test_a_case_of_which_no_piece_is_left_has_no_parcel_in_an_order_that_goes_on(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    offers = [await shop.open(show, await shop.product()) for _ in range(2)]
+    placed = await shop.buy(buyer, show, *[(offer, 1) for offer in offers])
+    await shop.pay(placed.order, placed.total_fen)
+    refunds = Refunds(shop.payments, shop.orders, shop.points, Stock())
+    after_sales = AfterSales(shop.orders, refunds, shop.notices)
+    asked = CaseInput(kind="missing", reason="少一件", lines=[CaseLineInput(position=1, quantity=1)])
+    async with shop.tx() as t:
+        case = await after_sales.open(t, buyer, placed.order, asked)
+        await after_sales.decide(t, OPERATOR, case.id, "resend", "再寄")
+        await refunds.lines(t, OPERATOR, placed.order, {1: 1}, "by hand")
+    assert [row["why"] for row in await table(shop, fulfilment)] == ["order"]
+    (outcome,) = await send(shop, fulfilment, (placed.order, "SF2"), case=case.id)
+    assert outcome.code == "already_refunded"
+    assert (await send(shop, fulfilment, (placed.order, "SF3")))[0].outcome == "sent"
 
 
 async def test_the_gift_of_joining_is_to_be_sent_until_its_parcel_is_told(

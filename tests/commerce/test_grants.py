@@ -324,6 +324,21 @@ async def test_a_free_order_whose_money_went_back_elsewhere_holds_up_nobody(even
     assert [row["amount_fen"] for row in rows] == [0, 5_000]
 
 
+async def test_a_free_order_gives_what_the_providers_own_desk_has_left_of_it(evening: Evening) -> None:
+    shop = evening.shop
+    offer, buyer = await shop.open(evening.show, await shop.product(list_fen=12_800)), await shop.buyer()
+    order = await evening.paid_order(buyer, offer, 2)
+    [paid] = await shop.rows("SELECT ref, amount_fen FROM payments WHERE order_id = %s", order)
+    desk_fen = paid["amount_fen"] - 5_600
+    async with shop.tx() as t:
+        found = FoundReturn(ref=paid["ref"], key="desk", amount_fen=desk_fen, return_ref="r-1")
+        await shop.payments.note_return(t, "sandbox", found)
+    await evening.won(await evening.open(what="free_order", needs="order", cap_fen=20_000), buyer)
+    assert await shop.rows("SELECT amount_fen FROM benefit_grants") == [{"amount_fen": 5_600}]
+    [back] = await shop.rows("SELECT sum(amount_fen)::bigint AS fen FROM payment_returns")
+    assert back["fen"] == paid["amount_fen"]
+
+
 # --- what earns it ---
 
 

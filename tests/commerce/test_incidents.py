@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from commerce.benefit_counters import benefit_keys
+from commerce.benefits import WindowPromised
 from commerce.incidents import Incident, MoneyPaused, NoIncident
 from commerce.payment_health import PaymentsDown, read_health
 from commerce.payments import FoundPayment
@@ -109,12 +110,9 @@ async def test_it_ends_as_it_began_what_was_paused_before_stays_paused(
     assert told[-2:] == ["incident.began", "incident.ended"]
 
 
-async def test_windows_stand_still_while_it_is_on(shop: GuardedShop, make_show: MakeShow) -> None:
-    """What had ten minutes left has ten minutes left afterwards, and nothing closes meanwhile."""
-    show, buyer = await make_show(), await shop.buyer()
-    offer, benefit = await shop.flash(show, await shop.product()), await shop.give(show, seconds=600)
-    await shop.stop_selling()
-    async with shop.tx() as t:  # as if it had been on for twenty minutes
+async def move_back(shop: GuardedShop) -> None:
+    """As if the switch had been on for twenty minutes."""
+    async with shop.tx() as t:
         for table in ("offers", "benefits"):
             await t.conn.execute("SET LOCAL session_replication_role = replica")
             await t.conn.execute(
@@ -122,6 +120,14 @@ async def test_windows_stand_still_while_it_is_on(shop: GuardedShop, make_show: 
                 " closes_at = closes_at - interval '20 minutes'"
             )
         await t.conn.execute("UPDATE incidents SET began_at = began_at - interval '20 minutes'")
+
+
+async def test_windows_stand_still_while_it_is_on(shop: GuardedShop, make_show: MakeShow) -> None:
+    """What had ten minutes left has ten minutes left afterwards, and nothing closes meanwhile."""
+    show, buyer = await make_show(), await shop.buyer()
+    offer, benefit = await shop.flash(show, await shop.product()), await shop.give(show, seconds=600)
+    await shop.stop_selling()
+    await move_back(shop)
     await shop.redis.hset(
         show_key(show, benefit_keys(benefit.id)[0]), "closes_at", str(int(datetime.now(UTC).timestamp()))
     )
@@ -140,6 +146,28 @@ async def test_windows_stand_still_while_it_is_on(shop: GuardedShop, make_show: 
         assert now["closes_at"] - was["closes_at"] == stood["lasted"]
     assert not isinstance(await shop.claim(show, benefit, buyer), Refusal)
     await shop.place(buyer, show, await shop.quote(buyer, show, (offer, 1)))
+
+
+async def test_a_promised_window_stands_still_for_who_closes_by_hand_too(
+    shop: GuardedShop, make_show: MakeShow
+) -> None:
+    show, buyer = await make_show(), await shop.buyer()
+    benefit, over = await shop.give(show, seconds=600), await shop.give(show, seconds=600)
+    async with shop.tx() as t:
+        await t.conn.execute("SET LOCAL session_replication_role = replica")
+        await t.conn.execute(
+            "UPDATE benefits SET opened_at = opened_at - interval '1 h', closes_at = opened_at WHERE id = %s",
+            [over.id],
+        )
+    await shop.stop_selling()
+    await move_back(shop)
+    with pytest.raises(WindowPromised):
+        async with shop.tx() as t:
+            await shop.benefits.close(t, HOST, benefit.id)
+    async with shop.tx() as t:  # its time was over when the switch came
+        assert (await shop.benefits.close(t, HOST, over.id)).status == "closed"
+    await shop.go_on()
+    assert not isinstance(await shop.claim(show, benefit, buyer), Refusal)
 
 
 async def test_what_was_over_before_is_not_brought_back(shop: GuardedShop, make_show: MakeShow) -> None:
@@ -197,6 +225,32 @@ async def test_a_held_seat_is_prolonged_once_too(shop: GuardedShop, make_show: M
         await shop.seats.sweep(show)
         seats = await (await t.conn.execute("SELECT state, until FROM benefit_seats")).fetchall()
     assert [seat["state"] for seat in seats] == ["held"]
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_seat_held_in_a_closed_benefit_is_prolonged_with_its_order(
+    shop: GuardedShop, make_show: MakeShow, *, over: bool
+) -> None:
+    """Also where the show is over: its buyers go on paying."""
+    show, buyer = await make_show(), await shop.buyer()
+    benefit = await shop.give(show, needs="join", quota=2)
+    placed = await shop.join(buyer, (await shop.plan()).id, show)
+    hold = await hold_of(shop, placed.order)
+    async with shop.tx() as t:
+        await shop.benefits.close(t, HOST, benefit.id)
+        if over:
+            await t.conn.execute("UPDATE shows SET state = 'ended', ended_at = now() WHERE id = %s", [show])
+    held = show_key(show, benefit_keys(benefit.id)[2])
+    before = await shop.redis.zscore(held, buyer.id)
+    assert before is not None
+    await shop.stop_selling(extend_s=600)
+    assert await hold_of(shop, placed.order) - hold == timedelta(seconds=600)
+    assert await shop.redis.zscore(held, buyer.id) == before + 600_000
+    await agree(shop)
+    assert await shop.redis.zscore(held, buyer.id) == before + 600_000
+    recorded = await shop.pay(placed.order, placed.total_fen)
+    assert recorded.claim is not None
+    assert recorded.claim.rank == 1
 
 
 async def test_whoever_pays_meanwhile_has_paid(shop: GuardedShop, make_show: MakeShow) -> None:

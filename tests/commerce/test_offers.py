@@ -298,6 +298,21 @@ async def test_settling_waits_for_a_show_that_is_away(shop: Shop, make_show: Mak
         assert await shop.offers.settle(t) == 1
 
 
+async def test_offers_of_shows_that_are_gone_hold_up_no_other(shop: Shop, make_show: MakeShow) -> None:
+    gone, there, rice = await make_show(), await make_show(), await shop.product()
+    for show in (gone, gone, gone, there):
+        async with shop.tx() as t:
+            offer = await shop.offers.open(t, HOST, show, rice.id)
+            t.committed.clear()
+        async with shop.tx() as t:  # one pinned at a time
+            await shop.offers.close_all(t, HOST, show)
+            t.committed.clear()
+    await shop.redis.delete(show_key(gone, "meta"))
+    async with shop.tx() as t:
+        assert await shop.offers.settle(t, limit=2) == 1
+    assert [event["offer"] for event in await shop.events(there, "offer.closed")] == [offer.id]
+
+
 @pytest.mark.rule("L28")
 async def test_a_price_that_changes_with_the_clock_reaches_open_pages(
     shop: Shop, make_show: MakeShow

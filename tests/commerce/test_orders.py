@@ -331,6 +331,96 @@ async def test_a_flash_quota_is_per_person_and_in_all(shop: Shop, make_show: Mak
     assert last.state == "placed"
 
 
+async def pieces_of(shop: Shop, show: ShowId, offer: Offer, buyer: Actor) -> int:
+    """What the show counts for this person."""
+    field = f"{offer.id}|{buyer.member}"
+    return int(await shop.redis.hget(show_key(show, "offer_people"), field) or 0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("other", ["open", "paid", "refunded"])
+async def test_late_money_past_the_pieces_a_person_goes_back(
+    shop: Shop, make_show: MakeShow, other: str
+) -> None:
+    """The order had ended, so another one took its place."""
+    show, buyer, rice = await make_show(), await shop.buyer(), await shop.product()
+    flash = await shop.open(show, rice, "flash", quota=5, per_person=2)
+    lapsed = await shop.buy(buyer, show, (flash, 1))
+    await shop.let_holds_run_out()
+    again = await shop.buy(buyer, show, (flash, 2))
+    if other != "open":
+        await shop.pay(again.order, again.total_fen)
+    if other == "refunded":  # its pieces stay sold
+        async with shop.tx() as t:
+            await shop.payments.refund(t, OPERATOR, again.order)
+    late = await shop.pay(lapsed.order, lapsed.total_fen)
+    assert (late.outcome, late.reason) == ("returned", "limit_reached")
+    async with shop.tx() as t:
+        order = await shop.orders.get(t.conn, buyer, lapsed.order)
+    assert (order.state, order.returning_fen) == ("expired", lapsed.total_fen)
+    (told,) = [note for note in await shop.notes(buyer) if note.get("code") == "payment_returning"]
+    assert (told["order"], told["reason"], told["amount_fen"]) == (
+        lapsed.order,
+        "limit_reached",
+        lapsed.total_fen,
+    )
+    assert (await shop.taken(flash), await pieces_of(shop, show, flash, buyer)) == (2, 2)
+
+
+async def test_late_money_within_the_pieces_a_person_is_taken(shop: Shop, make_show: MakeShow) -> None:
+    """Also beside what others hold, and what one had of another offer or has given up."""
+    show, buyer, rice = await make_show(), await shop.buyer(), await shop.product(stock=50)
+    flash = await shop.open(show, rice, "flash", quota=9, per_person=2)
+    second = await shop.open(show, await shop.product(), "flash", quota=9, per_person=2)
+    lapsed = await shop.buy(buyer, show, (flash, 1))
+    await shop.let_holds_run_out()
+    given_up = await shop.buy(buyer, show, (flash, 2))
+    async with shop.tx() as t:
+        await shop.orders.cancel(t, buyer, given_up.order)
+    await shop.buy(buyer, show, (flash, 1), (second, 2))
+    await shop.buy(await shop.buyer(), show, (flash, 2))
+    assert (await shop.pay(lapsed.order, lapsed.total_fen)).outcome == "accepted"
+    assert (await shop.taken(flash), await pieces_of(shop, show, flash, buyer)) == (4, 2)
+    assert await refused_word(shop.buy(buyer, show, (flash, 1))) == "limit_reached"
+
+
+async def test_late_money_that_was_not_told_yet_counts_for_the_pieces_a_person(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    """The show does not know of it: the rows do."""
+    show, buyer, rice = await make_show(), await shop.buyer(), await shop.product()
+    flash = await shop.open(show, rice, "flash", quota=5, per_person=1)
+    lapsed = await shop.buy(buyer, show, (flash, 1))
+    await shop.let_holds_run_out()
+    async with shop.tx() as t:
+        recorded = await shop.payments.record(
+            t, "sandbox", "late", lapsed.order, lapsed.total_fen, "p", await now(shop)
+        )
+        t.committed.clear()  # killed
+    assert recorded.outcome == "accepted"
+    assert await pieces_of(shop, show, flash, buyer) == 0
+    assert await refused_word(shop.buy(buyer, show, (flash, 1))) == "limit_reached"
+    await shop.orders.settle_unannounced(shop.database, older_s=0)
+    assert await pieces_of(shop, show, flash, buyer) == await shop.taken(flash) == 1
+    assert await shop.counts(show, flash.id) == (0, 1)
+
+
+async def test_late_money_and_another_order_at_once_are_one_piece_a_person(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, rice = await make_show(), await shop.product(stock=50)
+    flash = await shop.open(show, rice, "flash", quota=20, per_person=1)
+    buyers = [await shop.buyer() for _ in range(6)]
+    lapsed = [await shop.buy(buyer, show, (flash, 1)) for buyer in buyers]
+    await shop.let_holds_run_out()
+    quotes = await quoted(shop, show, flash, buyers)
+    tries = [shop.pay(order.order, order.total_fen) for order in lapsed]
+    tries += [shop.place(buyer, show, quote) for buyer, quote in zip(buyers, quotes, strict=True)]
+    _, words = await at_once(tries)
+    assert set(words) <= {"limit_reached"}
+    assert await shop.taken(flash) == sum(await shop.counts(show, flash.id)) == 6
+    assert {await pieces_of(shop, show, flash, buyer) for buyer in buyers} == {1}
+
+
 async def refused_word(attempt: Any) -> str:
     with pytest.raises(Refusal) as refused:
         await attempt
@@ -534,6 +624,21 @@ async def test_a_hold_that_runs_out_gives_everything_back(shop: Shop, make_show:
     states = [note["state"] for note in await shop.notes(buyer) if note["type"] == "order.changed"]
     assert states == ["placed", "expired"]
     assert await shop.buy(buyer, show, (flash, 2))
+
+
+async def test_one_of_those_that_ran_out_is_ended_alone(shop: Shop, make_show: MakeShow) -> None:
+    show = await make_show()
+    offer = await shop.open(show, await shop.product(stock=5))
+    orders = [(await shop.buy(await shop.buyer(), show, (offer, 1))).order for _ in range(3)]
+    await shop.rows(
+        "UPDATE orders SET hold_until = clock_timestamp() - interval '1 s' WHERE id <> %s RETURNING id",
+        orders[2],
+    )
+    async with shop.tx() as t:
+        assert sorted(await shop.orders.due(t.conn)) == sorted(orders[:2])
+        assert await shop.orders.expire_due(t, only=orders[2]) == 0
+        assert await shop.orders.expire_due(t, only=orders[1]) == 1
+        assert await shop.orders.due(t.conn) == orders[:1]
 
 
 @pytest.mark.rule("semantics 5.1d")

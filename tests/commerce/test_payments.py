@@ -15,9 +15,18 @@ from commerce.benefit_terms import BenefitInput
 from commerce.benefits import Benefits
 from commerce.order_book import NoSuchOrder
 from commerce.orders import NotPaid, OrderClosed, Placed
-from commerce.payment_returns import Reason
-from commerce.payments import AlreadyRefunded, FoundPayment, PaymentPage, PaymentRequest, Recorded, RefundOver
+from commerce.payment_returns import FAILURES_MAX, RETURNS_AT_ONCE, Reason
+from commerce.payments import (
+    ASK_AFTER_S,
+    AlreadyRefunded,
+    FoundPayment,
+    PaymentPage,
+    PaymentRequest,
+    Recorded,
+    RefundOver,
+)
 from commerce.products import ProductPatch
+from commerce.provider import FoundReturn, ReturnRefused
 from live.database import Database, make_pool
 from live.handlers_viewer import make_payment_page
 from membership.actor import Actor, OrderId, ShowId, new_id
@@ -40,6 +49,31 @@ async def page_of(shop: Shop, actor: Actor, order: OrderId) -> str:
 
 async def state(shop: Shop, order: OrderId) -> str:
     return str((await shop.rows("SELECT state FROM orders WHERE id = %s", order))[0]["state"])
+
+
+async def paid_untold(shop: Shop, show: ShowId, count: int) -> list[str]:
+    """Orders paid at the provider, whose webhooks never came; their references, oldest first."""
+    pin = await shop.open(show, await shop.product(stock=count))
+    refs = []
+    for buyer in await shop.buyers(count):
+        placed = await shop.buy(buyer, show, (pin, 1))
+        await page_of(shop, buyer, placed.order)
+        ref = f"ref-{placed.order}-{placed.total_fen}"
+        shop.provider.paid[ref] = FoundPayment(
+            ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
+        )
+        refs.append(ref)
+    return refs
+
+
+async def to_send_back(shop: Shop, count: int) -> list[str]:
+    """Payments of orders nobody knows that staff want sent back; their references, oldest first."""
+    refs = [f"ref-{n}" for n in range(count)]
+    for ref in refs:
+        recorded = await shop.pay(OrderId(new_id()), 100, ref)
+        async with shop.tx() as t:
+            await shop.payments.decide(t, OPERATOR, recorded.payment, "return", "与买家核对过")
+    return refs
 
 
 async def open_gift(shop: Shop, show: ShowId, quota: int = 1) -> Benefits:
@@ -321,6 +355,24 @@ async def test_a_wrong_amount_is_kept_apart_and_buys_nothing(
             await shop.payments.to_look_at(t.conn, HOST)
         assert len(await shop.payments.of_order(t.conn, placed.order)) == 2
         assert await shop.payments.of_order(t.conn, OrderId("x")) == ()
+
+
+async def test_what_a_person_sends_back_is_what_the_providers_own_desk_has_left(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    _, placed, _ = await bought(shop, show)
+    for ref, desk_fen in (("part", 100), ("all", placed.total_fen + 1)):
+        odd = await shop.pay(placed.order, placed.total_fen + 1, ref)
+        async with shop.tx() as t:
+            found = FoundReturn(ref=ref, key=f"desk {ref}", amount_fen=desk_fen, return_ref=f"r-{ref}")
+            await shop.payments.note_return(t, "sandbox", found)
+        async with shop.tx() as t:
+            await shop.payments.decide(t, OPERATOR, odd.payment, "return", "wrong amount")
+        [back] = await shop.rows(
+            "SELECT sum(amount_fen)::bigint AS fen FROM payment_returns WHERE payment_id = %s", odd.payment
+        )
+        assert back["fen"] == placed.total_fen + 1
 
 
 @pytest.mark.parametrize("order", ["", "not an order", "01a1fffb-0380-71dd-ac90-4c11d41745bb", "订单" * 500])
@@ -639,6 +691,96 @@ async def test_the_table_itself_refuses_to_send_back_more_than_came(shop: Shop, 
         await shop.rows(insert, new_id(), paid.payment, 1, "two")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [BadRequest("the payment is of another app"), ReturnRefused("no money left"), KeyError("refund_id")],
+)
+async def test_one_return_answered_oddly_is_shown_to_staff_and_does_not_stop_the_others(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, odd: Exception
+) -> None:
+    first, *others = await to_send_back(shop, 3)
+    give_back = shop.provider.give_back
+
+    async def oddly(ref: str, amount_fen: int, key: str) -> str:
+        if ref == first:
+            raise odd
+        return await give_back(ref, amount_fen, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.provider, "give_back", oddly)
+        assert await shop.payments.return_due(shop.database) == 2
+    assert sorted(ref for ref, _ in shop.provider.returns.values()) == others
+    async with shop.tx() as t:
+        [row] = await shop.payments.to_look_at(t.conn, OPERATOR)
+    assert row.ref == first
+    assert row.stuck is not None and str(odd) in row.stuck
+    assert await shop.rows("SELECT tries, refused FROM payment_return_tries") == [
+        {"tries": 1, "refused": True}
+    ]
+    await shop.rows("UPDATE payment_return_tries SET next_at = now() RETURNING 1 AS one")
+    assert await shop.payments.return_due(shop.database) == 1  # it goes as soon as the provider lets it
+    async with shop.tx() as t:
+        assert await shop.payments.to_look_at(t.conn, OPERATOR) == ()
+
+
+async def test_a_return_that_went_and_could_not_be_written_down_waits_its_turn(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_send_back(shop, 2)
+
+    async def away(*_: Any) -> bool:
+        raise psycopg.OperationalError("the tables are away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.payments, "_note_done", away)
+        assert await shop.payments.return_due(shop.database) == 0
+    tries = await shop.rows("SELECT tries, refused, said FROM payment_return_tries")
+    assert tries == [{"tries": 1, "refused": False, "said": "the tables are away"}] * 2
+    await shop.rows("UPDATE payment_return_tries SET next_at = now() RETURNING 1 AS one")
+    assert await shop.payments.return_due(shop.database) == 2
+    assert len(shop.provider.returns) == 2  # under the same keys
+
+
+async def test_so_many_go_back_at_once_and_no_more(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    await to_send_back(shop, 2 * RETURNS_AT_ONCE)
+    give_back, together = shop.provider.give_back, asyncio.Barrier(RETURNS_AT_ONCE)
+    running = most = 0
+
+    async def counted(ref: str, amount_fen: int, key: str) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await together.wait()  # nobody is answered before all of them are here
+        running -= 1
+        return await give_back(ref, amount_fen, key)
+
+    monkeypatch.setattr(shop.provider, "give_back", counted)
+    async with asyncio.timeout(15):
+        assert await shop.payments.return_due(shop.database) == 2 * RETURNS_AT_ONCE
+    assert most == RETURNS_AT_ONCE
+    assert await shop.rows("SELECT return_id FROM payment_returns_open") == []
+
+
+async def test_a_round_ends_early_when_the_provider_is_away(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = FAILURES_MAX + 2 * RETURNS_AT_ONCE
+    await to_send_back(shop, count)
+    called = []
+
+    async def away(ref: str, amount_fen: int, key: str) -> str:
+        called.append(ref)
+        raise Unavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.provider, "give_back", away)
+        assert await shop.payments.return_due(shop.database) == 0
+    assert FAILURES_MAX <= len(called) < FAILURES_MAX + RETURNS_AT_ONCE
+    tries = await shop.rows("SELECT refused FROM payment_return_tries")
+    assert tries == [{"refused": False}] * len(called)
+    assert await shop.payments.return_due(shop.database) == count - len(called)
+
+
 # --- a page whose address does not hold ---
 
 
@@ -685,32 +827,30 @@ async def test_a_lost_webhook_is_asked_for(shop: Shop, make_show: MakeShow) -> N
     assert (await shop.pay(placed.order, placed.total_fen, ref)).again
 
 
+@pytest.mark.parametrize(
+    ("odd", "asked"),
+    [(Unavailable(), 0), (BadRequest("the payment is of another app"), 1), (KeyError("amount"), 1)],
+)
 async def test_one_payment_that_cannot_be_asked_for_does_not_stop_the_others(
-    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch, odd: Exception, asked: int
 ) -> None:
-    show, pin_of = await make_show(), await shop.product(stock=10)
-    pin = await shop.open(show, pin_of)
-    broken = ""
-    for n in range(3):
-        buyer = await shop.buyer()
-        placed = await shop.buy(buyer, show, (pin, 1))
-        await page_of(shop, buyer, placed.order)
-        ref = f"ref-{placed.order}-{placed.total_fen}"
-        if n == 0:
-            broken = ref
-        shop.provider.paid[ref] = FoundPayment(
-            ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
-        )
+    broken, *_ = await paid_untold(shop, await make_show(), 3)
+    query = shop.provider.query
 
-    async def query(ref: str) -> FoundPayment | None:
+    async def oddly(ref: str) -> FoundPayment | None:
         if ref == broken:
-            raise Unavailable
-        return shop.provider.paid[ref]
+            raise odd
+        return await query(ref)
 
-    monkeypatch.setattr(shop.provider, "query", query)
-    assert await shop.payments.ask_due(shop.database, after_s=0) == 2
+    monkeypatch.setattr(shop.provider, "query", oddly)
+    await shop.rows("UPDATE payment_starts SET started_at = started_at - interval '1 hour' RETURNING ref")
+    before = await shop.rows("SELECT ask_at FROM payment_starts WHERE ref = %s", broken)
+    assert await shop.payments.ask_due(shop.database) == 2
     states = sorted(row["state"] for row in await shop.rows("SELECT state FROM orders"))
     assert states == ["paid", "paid", "placed"]
+    [after] = await shop.rows("SELECT ask_at, asked FROM payment_starts WHERE ref = %s", broken)
+    assert after["ask_at"] - before[0]["ask_at"] >= timedelta(seconds=ASK_AFTER_S)
+    assert after["asked"] == asked  # who answers is asked ever more seldom
 
 
 async def test_money_for_a_cancelled_order_whose_webhook_was_lost_is_asked_for_and_goes_back(
@@ -730,30 +870,31 @@ async def test_money_for_a_cancelled_order_whose_webhook_was_lost_is_asked_for_a
     assert await shop.payments.ask_due(shop.database, after_s=0) == 0
 
 
-async def test_one_payment_that_cannot_be_recorded_does_not_stop_the_others(
-    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("odd", [Unavailable("the seats are being rebuilt"), KeyError("order")])
+async def test_money_that_cannot_be_recorded_is_asked_for_again_soon_and_does_not_stop_the_others(
+    shop: Shop, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch, odd: Exception
 ) -> None:
-    show, pin_of = await make_show(), await shop.product(stock=10)
-    pin = await shop.open(show, pin_of)
-    orders: list[str] = []
-    for _ in range(3):
-        buyer = await shop.buyer()
-        placed = await shop.buy(buyer, show, (pin, 1))
-        await page_of(shop, buyer, placed.order)
-        ref = f"ref-{placed.order}-{placed.total_fen}"
-        shop.provider.paid[ref] = FoundPayment(
-            ref=ref, order=placed.order, amount_fen=placed.total_fen, payer="p", paid_at=datetime.now(UTC)
-        )
-        orders.append(placed.order)
+    broken, *_ = await paid_untold(shop, await make_show(), 3)
     record = shop.payments.record
 
-    async def fails_for_one(t: Any, provider: str, ref: str, order: str, *rest: Any) -> Any:
-        if order == orders[0]:
-            raise Unavailable
-        return await record(t, provider, ref, order, *rest)
+    async def fails_for_one(t: Any, provider: str, ref: str, *rest: Any) -> Recorded:
+        if ref == broken:
+            raise odd
+        return await record(t, provider, ref, *rest)
 
-    monkeypatch.setattr(shop.payments, "record", fails_for_one)
-    assert await shop.payments.ask_due(shop.database, after_s=0) == 2
+    await shop.rows(
+        "UPDATE payment_starts SET asked = 4, started_at = started_at - interval '1 hour' RETURNING ref"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.payments, "record", fails_for_one)
+        assert await shop.payments.ask_due(shop.database) == 2
+    [row] = await shop.rows(
+        "SELECT asked, ask_at - clock_timestamp() AS wait FROM payment_starts WHERE ref = %s", broken
+    )
+    assert row["asked"] == 4
+    assert row["wait"] <= timedelta(seconds=ASK_AFTER_S)  # by the growing wait it would be eight minutes
+    await shop.rows("UPDATE payment_starts SET ask_at = now() RETURNING ref")
+    assert await shop.payments.ask_due(shop.database) == 1
 
 
 @pytest.mark.parametrize("kind", ["goods", "plan"])

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import commerce.seats
 from commerce.benefit_counters import benefit_keys, lock_show
 from commerce.seats import Missed, Queued, Swept
-from membership.actor import BenefitId, MemberId, PaymentId, new_id
+from membership.actor import BenefitId, MemberId, PaymentId, ShowId, new_id
 from membership.audience import Audience
 from membership.partition import show_key
 from membership.refusal import Refusal, Unavailable
@@ -152,6 +152,19 @@ async def test_lapsed_seats_are_swept_in_order_and_told_once(stage: Stage, make_
     rows = await stage.rows("SELECT member_id::text AS m, state FROM benefit_seats")
     states = {row["m"]: row["state"] for row in rows}
     assert [states[m] for m in (one, two, *line)] == ["lapsed", "lapsed", "held", "held", "queued"]
+
+
+async def test_nobody_waits_in_the_line_of_a_closed_benefit(stage: Stage, make_show: MakeShow) -> None:
+    show, waits = await make_show(), await stage.member()
+    benefit = (await stage.open(show, needs="join", quota=1)).id
+    await stage.take(show, await stage.member())
+    assert (await stage.seats.queue(show, benefit, viewer(waits))).status == "queued"
+    await stage.seats.sweep(show)
+    async with stage.tx() as t:
+        assert (await stage.seats.standing(t.conn, show, waits))[benefit].queued
+        await stage.benefits.close(t, HOST, benefit)
+    async with stage.tx() as t:
+        assert await stage.seats.standing(t.conn, show, waits) == {}
 
 
 async def test_who_leaves_the_line_is_not_served(stage: Stage, make_show: MakeShow) -> None:
@@ -384,14 +397,14 @@ async def test_a_crash_in_a_payment_is_settled_by_the_tables(
 async def test_what_happened_to_seats_is_written_however_late_the_jobs_come(
     stage: Stage, make_show: MakeShow
 ) -> None:
-    """They were away for two hours from before the close; without this the show could never be closed."""
+    """They were away for two days from before the close; without this the show could never be closed."""
     show = await make_show()
     benefit = (await stage.open(show, needs="join")).id
     holder = await stage.member()
     await stage.take(show, holder)
     async with stage.tx() as t:
         await stage.benefits.close(t, HOST, benefit)
-        await t.conn.execute("UPDATE benefits SET closed_at = closed_at - interval '2 h'")
+        await t.conn.execute("UPDATE benefits SET closed_at = closed_at - interval '2 d'")
     await stage.end_holds(show, benefit, [holder])
     assert (await stage.seats.sweep(show)).lapsed == 1
     [row] = await stage.rows("SELECT state FROM benefit_seats")
@@ -789,6 +802,124 @@ async def test_who_had_no_seat_in_a_closed_benefit_missed_nothing(stage: Stage, 
     payment, _ = await stage.pay(show, waiting)
     async with stage.tx() as t:
         assert await stage.seats.missed(t.conn, payment) is None
+
+
+# --- a benefit that closes before a seat's row is written ---
+
+
+@pytest.mark.rule("L5")
+@pytest.mark.parametrize("how", ["free_at_once", "served"])
+@pytest.mark.parametrize("ends", ["benefit", "show"])
+async def test_a_seat_from_the_queue_outlives_a_close_that_comes_before_its_row(
+    stage: Stage, make_show: MakeShow, how: str, ends: str
+) -> None:
+    show, benefit, member = await _seated_without_a_row(stage, make_show, how)
+    assert await stage.take(show, member) == "held"
+    async with stage.tx() as t:
+        await stage.benefits.close_all(t, HOST, show)
+        if ends == "show":
+            await t.conn.execute("UPDATE shows SET state = 'ended', ended_at = now() WHERE id = %s", [show])
+    payment, rank = await stage.pay(show, member)
+    assert rank == 1
+    async with stage.tx() as t:
+        assert await stage.seats.missed(t.conn, payment) is None
+    await stage.seats.sweep(show)
+    states = "SELECT state FROM benefit_seats WHERE member_id = %s"
+    assert await stage.rows(states, member) == [{"state": "confirmed"}]
+    counts = await stage.benefits.counts(show, benefit)
+    assert (counts.confirmed, counts.held) == (1, 0)
+
+
+@pytest.mark.rule("semantics 2.6a")
+async def test_late_money_for_a_seat_without_a_row_is_told_with_a_refund(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show, benefit, late = await _seated_without_a_row(stage, make_show, "free_at_once")
+    await stage.end_holds(show, benefit, [late])
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+    payment, rank = await stage.pay(show, late)
+    assert rank is None
+    async with stage.tx() as t:
+        missed = await stage.seats.missed(t.conn, payment)
+    assert missed is not None and (missed.benefit, missed.why) == (benefit, "closed")
+    assert missed.refund_until is not None
+
+
+async def test_a_seat_without_a_row_in_a_closed_benefit_is_honoured_beside_a_new_one(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show, first, member = await _seated_without_a_row(stage, make_show, "free_at_once")
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, first)
+    second = await stage.open(show, needs="join", title="第二轮")
+    assert (await stage.pay(show, member))[1] == 1
+    assert (await stage.ranks(first), await stage.ranks(second.id)) == ([1], [])
+    assert (await stage.pay(show, await stage.member()))[1] == 1
+    assert (await stage.ranks(first), await stage.ranks(second.id)) == ([1], [1])
+
+
+async def test_an_ended_order_frees_a_seat_without_a_row_of_a_closed_benefit(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show, benefit, member = await _seated_without_a_row(stage, make_show, "free_at_once")
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+    async with stage.tx() as t:
+        await stage.seats.release(t, show, member)
+    assert (await stage.benefits.counts(show, benefit)).held == 0
+
+
+@pytest.mark.rule("L5")
+async def test_a_close_that_the_store_has_not_heard_of_gives_no_seat_to_others(
+    stage: Stage, make_show: MakeShow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, benefit, member = await _seated_without_a_row(stage, make_show, "free_at_once", quota=9)
+    other = await stage.member()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.benefits._counters, "_put", _raise_away)
+        async with stage.tx() as t:
+            await stage.benefits.close(t, HOST, benefit)
+    payment, rank = await stage.pay(show, other)
+    assert rank is None
+    async with stage.tx() as t:
+        assert await stage.seats.missed(t.conn, payment) is None  # who never had a seat missed nothing
+    assert (await stage.pay(show, member))[1] == 1
+
+
+async def test_who_shares_the_payer_of_a_winner_missed_nothing_of_a_closed_benefit(
+    stage: Stage, make_show: MakeShow
+) -> None:
+    show = await make_show()
+    benefit = (await stage.open(show, needs="join")).id
+    one, other = await stage.members(2)
+    assert (await stage.pay(show, one, "one-account"))[1] == 1
+    async with stage.tx() as t:
+        await stage.benefits.close(t, HOST, benefit)
+    payment, rank = await stage.pay(show, other, "one-account")
+    assert rank is None
+    async with stage.tx() as t:
+        assert await stage.seats.missed(t.conn, payment) is None
+
+
+async def _seated_without_a_row(
+    stage: Stage, make_show: MakeShow, how: str, quota: int = 1
+) -> tuple[ShowId, BenefitId, MemberId]:
+    """A member with a seat by way of the queue, which no job has written yet."""
+    show = await make_show()
+    benefit = (await stage.open(show, needs="join", quota=quota)).id
+    first, member = await stage.members(2)
+    if how == "served":
+        await stage.take(show, first)
+        assert (await stage.seats.queue(show, benefit, viewer(member))).status == "queued"
+        await stage.seats.sweep(show)
+        await stage.end_holds(show, benefit, [first])
+        assert await stage.take(show, first) == "lapsed"  # whose script serves the queue's head
+    else:
+        assert (await stage.seats.queue(show, benefit, viewer(member))).status == "held"
+    held = "SELECT 1 AS n FROM benefit_seats WHERE state = 'held' AND member_id = %s"
+    assert await stage.rows(held, member) == []
+    return show, benefit, member
 
 
 # --- locks and lost answers ---

@@ -23,7 +23,7 @@ from commerce.payments import (
     PaymentRequest,
     ReturnRefused,
 )
-from commerce.wechat import BadKey, WechatKeys, WechatProvider, number_of, order_of
+from commerce.wechat import CALLS_MAX, BadKey, WechatKeys, WechatProvider, number_of, order_of
 from membership.actor import new_id
 from membership.refusal import BadRequest, Unavailable
 from tests.commerce.payment_sample import payment_request
@@ -243,11 +243,14 @@ async def test_calls_are_bounded_and_leave_the_loop_free(
     calls = [asyncio.create_task(provider.create(request_of())) for _ in range(20)]
     async with asyncio.timeout(5):
         done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-        while len(waiting) > 8:
+        while len(waiting) > CALLS_MAX:
             more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             done |= more
-    assert len(waiting) == 8
+    assert len(waiting) == CALLS_MAX
     assert {type(call.exception()) for call in done} == {Unavailable}
+    async with asyncio.timeout(15):
+        while double.at_once < CALLS_MAX:  # none of them waits for another's thread
+            await asyncio.sleep(0.01)
     for call in waiting:
         call.cancel()  # the callers leave, their threads do not
     await asyncio.wait(waiting)
@@ -261,7 +264,7 @@ async def test_calls_are_bounded_and_leave_the_loop_free(
                 break
             except Unavailable:
                 await asyncio.sleep(0.01)
-    assert double.most_at_once <= 8
+    assert double.most_at_once == CALLS_MAX
 
 
 # --- money back ---
@@ -316,6 +319,16 @@ async def test_a_refund_without_money_on_the_account_is_refused_with_wechats_wor
     double.trouble = None
     with pytest.raises(ReturnRefused, match="no such payment"):
         await provider.give_back("0" * 32, 900, "l")
+
+
+async def test_a_payment_of_another_app_does_not_go_back_by_itself(
+    double: WechatDouble, provider: WechatProvider
+) -> None:
+    ref, _ = await paid(double, provider)
+    since = provider_of(double, appid="wx0000000000000000")  # the shop has another app now
+    with pytest.raises(ReturnRefused, match="another app"):
+        await since.give_back(ref, 900, "k")
+    assert double.refunds == {}
 
 
 # --- its news ---

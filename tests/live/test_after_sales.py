@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import AsyncIterator
 from datetime import date
 from pathlib import Path
@@ -65,10 +66,17 @@ async def test_an_order_is_sent_asked_about_and_refunded_in_part_and_the_show_cl
     await photos(member, await shop.member("别人"), owner, case["id"])
     (seen,) = (await owner.ok("GET", f"/v1/cases?state=open&order={order}"))["items"]
     assert (seen["id"], seen["member"]) == (case["id"], member.id)
+    before = await owner.ok("GET", f"/v1/cases/{case['id']}/refund")
+    assert before["buyer"] == "王小明"
+    assert re.fullmatch(r"\d{3}\*{4}\d{4}", before["phone"])
+    assert (before["order"]["state"], before["order"]["parcels"][0]["tracking"]) == ("fulfilled", "SF1")
+    assert before["money_fen"] == before["lines"][0]["money_fen"] == mine["lines"][0]["unit_fen"]
     decision = {"act": "refund", "note": "退您一件"}
     settled = await owner.ok("POST", f"/v1/cases/{case['id']}/decision", decision)
     assert (settled["state"], settled["amount_fen"]) == ("settled", mine["lines"][0]["unit_fen"])
     assert await owner.refused("POST", f"/v1/cases/{case['id']}/decision", decision) == "closed"
+    host = await shop.staff("host")
+    assert await host.refused("GET", f"/v1/cases/{case['id']}/refund") == "forbidden"
     assert (await member.ok("GET", "/v1/me/cases"))["items"][0]["note"] == "退您一件"
     (mine,) = (await member.ok("GET", "/v1/me/orders"))["items"]
     assert (mine["refunded_fen"], mine["lines"][0]["refunded"]) == (settled["amount_fen"], 1)
@@ -92,7 +100,12 @@ async def test_an_order_is_sent_asked_about_and_refunded_in_part_and_the_show_cl
     # paid in part by points: they come back with the pieces, by parts and by the whole
     for pieces in (1, 2):
         spender = await shop.member(f"积分{pieces}")
+        sales = f"/v1/shows/{evening.show}/live"
+        before = (await owner.ok("GET", sales))["sales"]["sales_fen"]
         paid = await by_points(evening, spender, rice)
+        (spent,) = (await spender.ok("GET", "/v1/me/orders"))["items"]
+        after = (await owner.ok("GET", sales))["sales"]["sales_fen"]
+        assert after - before == spent["goods_fen"] - 200  # what was paid, not what it would have cost
         if pieces == 1:
             one = {"lines": [{"position": 1, "quantity": 1}], "restock": True, "key": "p"}
             given = await server.ok("POST", f"/v1/orders/{paid}/refunds", one)

@@ -292,6 +292,43 @@ async def test_whatever_is_changed_in_a_row_is_named(shop: Shop) -> None:
     assert (await evening.close()).differences == ()
 
 
+NEWLY_CHANGES = [
+    ("one that stays though the plan went back", "UPDATE benefit_claims SET state = 'confirmed', settled_at = NULL"
+     " WHERE state = 'recalled'", "its state · PostgreSQL · expected recalled or deducted · found confirmed"),
+    ("one that went though the plan stays", "UPDATE benefit_claims SET state = 'recalled', settled_at = now()"
+     " WHERE rank = 1", "its state · PostgreSQL · expected confirmed · found recalled"),
+    ("one by no plan", "UPDATE benefit_claims SET joined_by = NULL WHERE rank = 1", "the plan that earned it"),
+    ("one by another's plan", "UPDATE benefit_claims SET joined_by = (SELECT joined_by FROM benefit_claims"
+     " WHERE rank = 2) WHERE rank = 1", "the plan that earned it"),
+]  # fmt: skip
+
+
+async def test_a_claim_for_having_newly_joined_follows_its_plan_wherever_that_was_joined(shop: Shop) -> None:
+    evening = await begin(shop)
+    owner, server = await shop.staff(), await shop.shop_server()
+    body = {"title": "新会员礼", "quota": 5, "value_fen": 900, "newly_joined_s": 3_600}
+    benefit = (await owner.ok("POST", f"/v1/shows/{evening.show}/benefits", body))["id"]
+    members = [await shop.member(f"王{number}") for number in range(3)]
+    orders = [await evening.join(members[0])]
+    for member in members[1:]:  # on their own page, in no show
+        joining = await member.ok("POST", "/v1/me/joins", {"plan": evening.plan, "key": f"join-{member.id}"})
+        await shop.pay(joining["payment_url"])
+        orders.append(str(joining["order"]["order"]))
+    for member in members:
+        await evening.claim(member, benefit)
+    await server.ok("POST", f"/v1/orders/{orders[2]}/refund")
+    states = await evening.rows("SELECT state FROM benefit_claims ORDER BY rank")
+    assert [row["state"] for row in states] == ["confirmed", "confirmed", "recalled"]
+    await evening.end()
+    await evening.work()
+    closing = await evening.close()
+    assert (closing.differences, closing.waiting) == ((), ()), in_words(closing)
+    for what, change, word in NEWLY_CHANGES:
+        named = await evening.named_after(change)
+        assert any(word in each for each in named), (what, named)
+    assert (await evening.close()).differences == ()
+
+
 async def test_whatever_is_changed_in_redis_is_named(shop: Shop) -> None:
     evening = await whole_evening(shop)
     redis: Any = evening.parts.redis
@@ -389,7 +426,10 @@ async def test_a_show_that_redis_no_longer_holds_is_closed_by_rows_alone_and_say
     assert len((await evening.close()).differences) == 1
 
 
-async def test_a_show_reborn_in_the_middle_closes_with_no_difference(shop: Shop) -> None:
+async def test_a_show_reborn_in_the_middle_closes_with_no_difference(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commerce.claim_announcer.TOLD_GRACE_S", 0)
     evening = await begin(shop)
     await evening.cue("B")
     samples = await evening.cue("F")
@@ -405,7 +445,7 @@ async def test_a_show_reborn_in_the_middle_closes_with_no_difference(shop: Shop)
     await evening.end()
     await evening.work()
     closing = await evening.close()
-    assert closing.differences == (), in_words(closing)
+    assert (closing.waiting, closing.differences) == ((), ()), in_words(closing)
     assert closing.totals["claims"] == 8
     assert "the log has a gap" in "\n".join(closing.notes)
 

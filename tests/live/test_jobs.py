@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from procrastinate.jobs import Job
 
 from live import jobs
-from live.jobs import Rounds, add_tasks, after_show
+from live.jobs import Rounds, UntilDone, add_tasks, after_show
+from live.queue import AFTER_SHOW
 from live.recorder import Recorder
 from membership.actor import MemberId, ShowId
 from membership.behaviour import record_of
@@ -183,6 +186,26 @@ async def test_a_poll_that_cannot_be_closed_holds_up_no_other(
     assert closed == ["third"]
 
 
+async def test_an_order_that_cannot_be_ended_holds_up_no_other(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    async def due(conn: Any) -> list[str]:
+        return ["first", "second", "third"]
+
+    async def expire_due(t: Any, *, only: str | None = None) -> int:
+        if only is None or only == "second":
+            raise ValueError("a row that cannot be ended")
+        ended.append(only)
+        return 1
+
+    monkeypatch.setattr(served.parts.orders, "due", due)
+    monkeypatch.setattr(served.parts.orders, "expire_due", expire_due)
+    await Rounds(served.parts, Recorder(served.parts))._expire_orders()
+    assert ended == ["first", "third"]
+
+
 async def test_a_show_that_cannot_be_recorded_holds_up_no_other(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +229,7 @@ async def test_what_comes_after_the_end_is_recorded_for_an_hour(
     for show in (first, last, old):
         await end(served, show)
     async with served.parts.database.transaction() as t:
+        await t.conn.execute("UPDATE shows SET ended_at = ended_at - interval '1 min' WHERE state = 'ended'")
         await t.conn.execute("UPDATE shows SET ended_at = now() - interval '2 h' WHERE id = %s", [old])
     recorder = Recorder(served.parts)
     recorded: list[ShowId] = []
@@ -221,6 +245,40 @@ async def test_what_comes_after_the_end_is_recorded_for_an_hour(
     recorded.clear()
     await rounds._record()
     assert on in recorded and not {first, last, old} & {*recorded}
+
+
+async def test_everybody_who_lapsed_is_told_however_many(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = Rounds(served.parts, Recorder(served.parts))
+    monkeypatch.setattr(jobs, "ENDING_MAX", 2)
+    terms, told = [SimpleNamespace(member=f"member {n}") for n in range(5)], []
+
+    async def ending(conn: Any, after: datetime, until: datetime, *, beyond: Any) -> list[Any]:
+        first = terms.index(beyond) + 1 if beyond else 0
+        return terms[first : first + 2]
+
+    async def facts_changed(member: str) -> None:
+        told.append(member)
+
+    monkeypatch.setattr(served.parts.plans, "ending", ending)
+    monkeypatch.setattr(served.parts.notices, "facts_changed", facts_changed)
+    await rounds._lapse()
+    assert told == [term.member for term in terms]
+
+
+def test_what_follows_a_show_is_tried_until_it_is_done() -> None:
+    """Redis may be away for longer than any number of tries."""
+    waits = [
+        (decision.retry_at - datetime.now(UTC)).total_seconds()
+        for attempts in (0, 5, 11, 10_000)
+        if (decision := UntilDone().get_retry_decision(exception=Unavailable(), job=_job(attempts))).retry_at
+    ]
+    assert [round(wait) for wait in waits] == [5, 30, 60, 60]
+
+
+def _job(attempts: int) -> Job:
+    return Job(id=1, queue="default", lock=None, queueing_lock=None, task_name=AFTER_SHOW, attempts=attempts)
 
 
 async def test_who_lapsed_is_told_by_the_clock_of_the_database(

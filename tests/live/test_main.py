@@ -32,7 +32,7 @@ class Command:
 
     def __init__(self, *arguments: str, ignore_interrupts: bool = False, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
-        self.folder = environment["COMPANION_DATA_DIR"]
+        self.folder = environment["COMPANION_DATA_DIR"] or environment["XDG_DATA_HOME"] or environment["HOME"]
 
         def before() -> None:
             if ignore_interrupts:
@@ -159,6 +159,38 @@ def test_an_unknown_setting_is_reported_and_the_command_goes_on(run: Run) -> Non
     assert out.startswith("applied 0000, ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("token", "--role", "owner", "--name", "小禾", "--link"),
+        ("apikey", "--name", "shop", "--may", "member.write"),
+        ("close", "q7m2kd4n8p"),
+        ("verify", "r1.x"),
+    ],
+)
+def test_a_command_that_acts_on_a_deployment_makes_none(
+    arguments: tuple[str, ...], run: Run, tmp_path: Path
+) -> None:
+    said = one_line_error(run(*arguments, COMPANION_DATA_DIR="", HOME=str(tmp_path), XDG_DATA_HOME=""))
+    assert f"no deployment in {tmp_path}/.local/share/companion: set COMPANION_DATA_DIR" in said
+    assert list(tmp_path.iterdir()) == []
+    # A folder that holds a secret alone is none either.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "secret").write_text("s" * 40)
+    if arguments[0] != "verify":
+        assert f"no deployment in {tmp_path}/data" in one_line_error(run(*arguments))
+
+
+def test_a_new_default_folder_is_named_before_it_is_made(run: Run, tmp_path: Path) -> None:
+    default = {"COMPANION_DATA_DIR": "", "HOME": "", "XDG_DATA_HOME": str(tmp_path)}
+    folder = tmp_path / "companion"
+    out, err = run("migrate", **default).rest()
+    assert out.startswith("applied 0000, ")
+    assert err == f"companion: making the data folder {folder} (COMPANION_DATA_DIR)\n"
+    out, err = run("migrate", **default).rest()
+    assert (out, err) == ("up to date\n", "")
+
+
 def test_migrating_twice_says_up_to_date_and_leaves_no_engine(run: Run) -> None:
     first, _ = run("migrate").rest()
     assert first.startswith("applied 0000, ")
@@ -272,7 +304,7 @@ def test_a_killed_engine_comes_back_under_a_running_server(run: Run, tmp_path: P
     assert json.loads(get(f"{address}/healthz"))["status"] == "ok"
 
 
-def test_the_demo_keeps_its_data_until_told_to_begin_anew(run: Run) -> None:
+def test_the_demo_keeps_its_data_until_told_to_begin_anew(run: Run, tmp_path: Path) -> None:
     page = r"viewer page\s+http://127\.0\.0\.1:\d+/s/(\w{10})"
     demo = run("demo", "--viewers", "10", ignore_interrupts=True)
     panel = demo.line(r"host panel\s+(\S+)")[1]
@@ -280,8 +312,16 @@ def test_the_demo_keeps_its_data_until_told_to_begin_anew(run: Run) -> None:
     members = demo.line(r"members only\s+(\S+)")[1]
     docs = demo.line(r"API\s+(\S+)")[1]
     demo.line("█|▀|▄")  # the picture
+    another = demo.line(r"Another link to the panel: (.+)")[1]
     for address in (panel, members, docs, panel.split("/panel")[0] + f"/s/{first}"):
         assert "<html" in get(address).lower()
+    # As it stands: in a shell that knows nothing of us but where the program lies.
+    bare = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    link = subprocess.run(
+        ["sh", "-c", another], env=bare, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert link.startswith(panel.partition("#")[0] + "#")
+    assert link.strip() != panel
     provider = [pid for pid in demo.family() if b"\0sandbox\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(provider) == 1  # a process of its own, reached by the shop's address
     style = panel.split("/panel")[0] + "/sandbox/pay.css"

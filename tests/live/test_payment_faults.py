@@ -514,6 +514,19 @@ async def test_a_second_refund_is_refused_and_its_webhook_twice_is_one_return(sh
     await shop.agrees()
 
 
+async def test_two_processes_send_many_returns_at_once_and_each_goes_once(shop: Shop) -> None:
+    every = [await shop.buys() for _ in range(6)]
+    for bought in every:
+        await bought.press()
+        await bought.becomes("paid")
+        assert (await bought.refund()).status_code == 200
+    await asyncio.gather(*[shop.jobs() for _ in range(3)])
+    made = [each["ref"] for each in (await shop.provider.ledger())["returns"]]
+    assert [made.count(bought.ref) for bought in every] == [1] * 6
+    assert [(await bought.seen())["returning_fen"] for bought in every] == [0] * 6
+    await shop.agrees()
+
+
 # --- money back that does not go ---
 
 

@@ -31,7 +31,7 @@ from live.openapi import refusals_of
 from live.problem import WORDS
 from live.recorder import Recorder
 from live.routes import TABLE, http_routes
-from membership.actor import ShowId, new_id, public_id
+from membership.actor import MemberId, Role, ShowId, new_id, public_id
 from membership.refusal import RateLimited, Refusal
 from tests.live.api import BASE, PAY, SECRET, Caller, Shop, open_shop
 
@@ -89,9 +89,10 @@ def test_every_refusal_of_every_package_has_a_status_and_a_meaning() -> None:
 # -- the door ----------------------------------------------------------------------------------------
 
 
-def address_of(route: Route) -> str:
-    """The route's path with values that have the right form and name nothing."""
-    values = {name: new_id() for name in PATH_FORMS} | {"show": "nothing999", "seq": "1", "viewer": "abc"}
+def address_of(route: Route, **named: str) -> str:
+    """The route's path with values that have the right form and name nothing, but for what is named."""
+    nothing = {name: new_id() for name in PATH_FORMS} | {"show": "nothing999", "seq": "1", "viewer": "abc"}
+    values = nothing | named
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], route.path)
 
 
@@ -366,6 +367,94 @@ async def test_staff_of_one_room_work_in_that_room_only(shop: Shop) -> None:
     await bound.ok("POST", f"/v1/shows/{own['id']}/open")
 
 
+# What staff of one room may call although it names none: the catalogue, and what shows them their own room's.
+OPEN_TO_ONE_ROOM = {
+    "list_rooms", "list_shows", "list_coupon_rules", "read_coupon_rule", "list_campaigns", "read_freight",
+    "list_products", "read_product", "list_stock_entries", "list_approvals", "read_approval", "decide_approval",
+    "read_incident", "read_staff_me",
+}  # fmt: skip
+
+
+async def test_staff_of_one_room_pass_no_door_to_another_room_or_the_whole_shop(shop: Shop) -> None:
+    owner = await shop.staff()
+    here, there = [await a_room(owner, slug) for slug in ("here", "there")]
+    show = (await a_show(owner, there["id"]))["id"]
+    for act in ("open", "start"):
+        await owner.ok("POST", f"/v1/shows/{show}/{act}")
+    product = await owner.ok("POST", "/v1/products", RICE)
+    gift = {"title": "满赠好礼", "quota": 1}
+    question = {"question": "？", "choices": ["a", "b"]}
+    shelf = {"product": product["id"]}
+    say = {"kind": "announcement", "title": "x", "shortcut": "A", "payload": {"text": "x"}}
+    cues = await owner.ok("PUT", f"/v1/shows/{show}/cues", {"cues": [say]})
+    names = {
+        "room": there["id"],
+        "show": show,
+        "cue": cues["items"][0]["id"],
+        "offer": (await owner.ok("POST", f"/v1/shows/{show}/offers", shelf))["id"],
+        "poll": (await owner.ok("POST", f"/v1/shows/{show}/polls", question))["id"],
+        "benefit": (await owner.ok("POST", f"/v1/shows/{show}/benefits", gift))["id"],
+    }
+    bodies: dict[str, Any] = {
+        "create_room": {"title": "x"},
+        "create_show": {"room": there["id"], "title": "x", "starts_at": "2026-11-22T12:00:00+00:00"},
+        "create_preview": {"seen_as": "guest"},
+        "put_cues": {"cues": []},
+        "post_comment": {"text": "x"},
+        "mute_viewer": {"viewer": "a" * 12},
+        "unmute_viewer": {"viewer": "a" * 12},
+        "open_poll": question,
+        "open_offer": shelf,
+        "open_benefit": gift,
+        "raise_quota": {"quota": 2},
+        "pause_benefit": {"reason": "x"},
+        "set_budget": {"scope": "month", "subject": "2026-11", "limit_fen": 0},
+    }
+    queries = {"list_budgets": f"?show={show}"}
+    roles: tuple[Role, ...] = ("owner", "host")
+    for role in roles:
+        bound = await shop.staff(role, here["id"])
+        for route in TABLE:
+            held = names.keys() & set(route.parameters)
+            if route.name in OPEN_TO_ONE_ROOM or route.who == "viewer":
+                continue
+            if route.who == "public" and not (held and route.prefers_staff):
+                continue
+            path = address_of(route, **names) + queries.get(route.name, "")
+            body = bodies.get(route.name, {}) if route.body is not None else None
+            assert await bound.refused(route.method, path, body) == "forbidden", (role, route.name)
+
+
+async def test_an_owner_of_one_room_makes_nobody_who_is_more_than_that(shop: Shop) -> None:
+    room = (await a_room(await shop.staff(), "here"))["id"]
+    bound, free = await shop.staff("owner", room), await shop.staff("owner")
+    for more in ({}, {"room": room}):
+        assert await bound.refused("POST", "/v1/staff", {"name": "x", "role": "owner", **more}) == "forbidden"
+    made = await free.ok("POST", "/v1/staff", {"name": "x", "role": "owner"})
+    assert await bound.refused("POST", f"/v1/staff/{made['id']}/links") == "forbidden"
+    key = {"name": "x", "permissions": ["show.run"]}
+    assert await bound.refused("POST", "/v1/api-keys", key) == "forbidden"
+    assert "staff.write" not in (await bound.ok("GET", "/v1/staff/me"))["permissions"]
+
+
+async def test_a_host_of_one_room_prepares_and_runs_a_show_there(shop: Shop) -> None:
+    owner = await shop.staff()
+    room = (await a_room(owner, "here"))["id"]
+    product = (await owner.ok("POST", "/v1/products", RICE))["id"]
+    bound = await shop.staff("host", room)
+    show = (await a_show(bound, room))["id"]
+    for path in (
+        "/v1/rooms", "/v1/shows", "/v1/products", f"/v1/products/{product}", "/v1/coupon-rules", "/v1/plans",
+        "/v1/approvals", "/v1/incident", f"/v1/budgets?show={show}", f"/v1/shows/{show}/costs",
+        f"/v1/shows/{show}/live", f"/v1/shows/{show}/benefits", f"/v1/shows/{show}/offers",
+    ):  # fmt: skip
+        await bound.ok("GET", path)
+    offer = {"kind": "pin", "title": "x", "shortcut": "A", "payload": {"product": product}}
+    cue = (await bound.ok("PUT", f"/v1/shows/{show}/cues", {"cues": [offer]}))["items"][0]["id"]
+    for act in ("open", "start", f"cues/{cue}/run", "end"):
+        await bound.ok("POST", f"/v1/shows/{show}/{act}", {} if act == "end" else None)
+
+
 async def test_a_cue_that_is_refused_is_in_the_audit_log_once_a_minute_and_code(shop: Shop) -> None:
     owner, other = await shop.staff(), await shop.staff("assistant")
     room = await a_room(owner, "night")
@@ -532,6 +621,7 @@ async def after_the_order(owner: Caller, server: Caller, viewer: Caller, order: 
     assert len((await viewer.ok("GET", "/v1/me/cases"))["items"]) == 2
     assert [one["id"] for one in (await owner.ok("GET", "/v1/cases?state=open"))["items"]] == [again["id"]]
     await owner.ok("GET", f"/v1/cases/{again['id']}")
+    await owner.ok("GET", f"/v1/cases/{again['id']}/refund")
     await owner.ok("POST", f"/v1/cases/{again['id']}/decision", {"act": "decline", "note": "已核对"})
     await server.ok("POST", f"/v1/orders/{order}/refunds", {"amount_fen": 1, "key": "goodwill"})
     await viewer.ok("GET", "/v1/refund-rule")
@@ -992,6 +1082,35 @@ async def test_a_members_room_tells_a_guest_the_way_in_and_nothing_else(shop: Sh
     inside = await member.ok("GET", f"/v1/shows/{show}")
     assert inside["video"]["url"] == "https://cdn.example/secret.m3u8"
     assert (await member.ok("POST", f"/v1/shows/{show}/quotes", lines))["lines"][0]["name"] == "秘密茶"
+
+
+async def test_a_coupon_or_points_gone_since_the_quote_refuse_the_order_by_name(shop: Shop) -> None:
+    owner, viewer = await shop.staff(), await shop.member()
+    show = (await a_show(owner, (await a_room(owner))["id"]))["id"]
+    for act in ("open", "start"):
+        await owner.ok("POST", f"/v1/shows/{show}/{act}")
+    product = (await owner.ok("POST", "/v1/products", RICE))["id"]
+    offer = (await owner.ok("POST", f"/v1/shows/{show}/offers", {"product": product}))["id"]
+    address = (await viewer.ok("POST", "/v1/me/addresses", ADDRESS))["id"]
+    rule = await owner.ok("POST", "/v1/coupon-rules", {"title": "减 10", "kind": "amount", "off_fen": 1_000})
+    grants = f"/v1/coupon-rules/{rule['id']}/grants"
+    given = (await owner.ok("POST", grants, {"members": [viewer.id], "cause": "x"}))["items"]
+    async with shop.parts.database.transaction() as t:
+        await shop.parts.points.earn(t, MemberId(viewer.id), 100, "test", "test:1")
+
+    async def quoted(more: dict[str, Any]) -> str:
+        asked = {"lines": [{"offer": offer, "quantity": 1}], "address": address, **more}
+        return str((await viewer.ok("POST", f"/v1/shows/{show}/quotes", asked))["token"])
+
+    for more, word in (
+        ({"coupons": [given[0]["coupon"]]}, "coupon_used"),
+        ({"points": 100}, "not_enough_points"),
+    ):
+        first, again = [
+            {"address": address, "quote": await quoted(more), "key": f"{word} {n}"} for n in (1, 2)
+        ]
+        await viewer.ok("POST", f"/v1/shows/{show}/orders", first)
+        assert await viewer.refused("POST", f"/v1/shows/{show}/orders", again) == word
 
 
 async def test_an_offer_for_members_is_not_found_by_others(shop: Shop) -> None:

@@ -23,6 +23,7 @@ from membership.behaviour import Behaviour
 from membership.page import BadCursor
 from membership.partition import show_key
 from membership.refusal import BadRequest, Forbidden, NotFound, Unavailable
+from membership.transaction import Transaction
 from tests.live.stage import Stage, staff, viewer
 
 pytestmark = pytest.mark.anyio
@@ -287,6 +288,27 @@ async def test_the_job_opens_waiting_rooms_half_an_hour_before(stage: Stage, dat
     assert await stage.shows.open_due(database, JOB) == 0
     assert (await stage.read(soon.id)).status == "waiting"
     assert (await stage.read(later.id)).status == "scheduled"
+
+
+async def test_a_show_that_cannot_move_holds_up_no_other(
+    stage: Stage, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shows = [
+        (await stage.show("scheduled", starts_at=datetime.now(UTC) + timedelta(minutes=n))).id
+        for n in (1, 2, 3)
+    ]
+    move = stage.shows.open
+
+    async def broken(t: Transaction, actor: Actor, show: ShowId) -> object:
+        if show == shows[0]:
+            raise ValueError("a row that cannot be read")
+        if show == shows[1]:
+            raise Unavailable
+        return await move(t, actor, show)
+
+    monkeypatch.setattr(stage.shows, "open", broken)
+    assert await stage.shows.open_due(database, JOB) == 1
+    assert (await stage.read(shows[2])).status == "waiting"
 
 
 async def test_moves_that_were_committed_and_not_told_are_told_by_the_job(

@@ -47,6 +47,19 @@ async def test_the_same_address_twice_is_kept_once(make_member: MakeMember, tx: 
         assert len(await addresses.list(t.conn, member.id)) == 1
 
 
+async def test_an_address_given_again_after_another_is_the_newest(
+    make_member: MakeMember, tx: TransactionFactory
+) -> None:
+    addresses, member = Addresses(), await make_member()
+    other = AddressInput("李雷", "13987654321", "上海市", "南京路 2 号")
+    async with tx() as t:
+        await addresses.add(t, member.id, HOME)
+        newer = await addresses.add(t, member.id, other)
+        newest = await addresses.add(t, member.id, HOME)
+        assert await addresses.list(t.conn, member.id) == (newest, newer)
+        assert await addresses.add(t, member.id, HOME) == newest
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -55,6 +68,7 @@ async def test_the_same_address_twice_is_kept_once(make_member: MakeMember, tx: 
         ("name", "\u200b"),
         ("region", " "),
         ("region", "长" * 61),
+        ("region", "杭州市 西湖区"),
         ("detail", ""),
         ("detail", "长" * 121),
     ],

@@ -71,7 +71,7 @@ def test_what_is_no_mobile_number_is_refused(text: str) -> None:
 
 def test_names_shown_to_others_give_nothing_away() -> None:
     nameless = Member(MemberId(new_id()), None, "+8613812345678", datetime.now(UTC))
-    assert display_name(nameless).startswith("会员")
+    assert display_name(nameless).startswith("观众")
     assert "5678" not in display_name(Member(MemberId("x"), None, "+8613812345678", datetime.now(UTC)))
     assert display_name(nameless) == display_name(nameless)
     assert display_name(Member(nameless.id, "小米", None, nameless.created_at)) == "小米"

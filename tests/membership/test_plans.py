@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from membership.actor import MemberId, PaymentId, PlanId, ShowId, new_id
 from membership.members import Members, NoSuchMember
-from membership.plans import AlreadyMember, NoSuchPlan, NoTrial, PlanInput, Plans, TrialUsed
+from membership.plans import AlreadyMember, NoSuchPlan, NoTrial, PlanInput, Plans, Term, TrialUsed
 from membership.refusal import BadRequest, KeyReused
 from tests.conftest import TransactionFactory
 from tests.membership.conftest import MakeMember, MakePlan, next_phone, told
@@ -370,3 +370,23 @@ async def test_a_term_that_runs_out_is_found_once_and_only_when_nothing_follows(
         renewed = await plans.start_paid(t, member.id, plan.id, payment(), at=after)
         assert await plans.ending(t.conn, before, first.ends_at, kind="paid") == ()
         assert await plans.ending(t.conn, first.ends_at, renewed.ends_at) == (renewed,)
+
+
+async def test_terms_that_run_out_together_are_read_a_page_at_a_time(
+    plans: Plans,
+    make_member: MakeMember,
+    make_plan: MakePlan,
+    tx: TransactionFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("membership.plans.ENDING_MAX", 2)
+    plan, start = await make_plan(), datetime(2026, 5, 1, tzinfo=UTC)
+    members = [await make_member() for _ in range(5)]
+    async with tx() as t:
+        terms = [await plans.start_paid(t, member.id, plan.id, payment(), at=start) for member in members]
+        before, after = start, terms[0].ends_at + timedelta(seconds=1)
+        read: list[Term] = []
+        while page := await plans.ending(t.conn, before, after, beyond=read[-1] if read else None):
+            assert len(page) <= 2
+            read += page
+    assert {term.member for term in read} == {member.id for member in members} and len(read) == 5

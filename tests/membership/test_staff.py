@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from membership.actor import PERMISSIONS, RoomId, StaffId, new_id
+from membership.actor import PERMISSIONS, Role, RoomId, StaffId, new_id
 from membership.refusal import BadRequest, NotFound, Unauthenticated
 from membership.staff import (
     ApiKeys,
@@ -43,7 +43,7 @@ async def test_an_account_acts_with_the_permissions_of_its_role(host: StaffAccou
         "host",
         host.room,
     )
-    assert actor.permissions == PERMISSIONS["host"]
+    assert actor.permissions == PERMISSIONS["host"] - {"incident.run"}  # of one room
     assert not actor.may("staff.write")
 
 
@@ -55,6 +55,22 @@ async def test_a_bad_account_is_refused(tx: TransactionFactory, name: str, role:
     async with tx() as t:
         with pytest.raises(BadRequest):
             await Staff().create(t, name, role, room)
+
+
+@pytest.mark.parametrize("role", PERMISSIONS)
+async def test_in_one_room_no_role_reaches_past_it(tx: TransactionFactory, role: Role) -> None:
+    async with tx() as t:
+        bound = (await Staff().create(t, "小禾", role, RoomId(new_id()))).actor()
+        free = (await Staff().create(t, "小禾", role)).actor()
+    assert free.permissions == PERMISSIONS[role]
+    assert bound.permissions == PERMISSIONS[role] & {
+        "show.run",
+        "chat.moderate",
+        "offer.run",
+        "report.read",
+        "room.write",
+        "approve",
+    }
 
 
 async def test_a_link_opens_the_door_once(host: StaffAccount, tx: TransactionFactory) -> None:

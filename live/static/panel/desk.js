@@ -125,11 +125,21 @@ function Raise({ benefit, onClose }) {
           error=${tried && wrong ? t("field_number", { min: count(benefit.quota + 1), max: count(100_000) }) : null}
           hint=${wrong ? t("fail_quota_falls") : t("raise_help", { n: count(to - benefit.quota), cost: yuan((to - benefit.quota) * (benefit.value_fen ?? 0)) })}
         />
+        ${!wrong &&
+        html`<div class="raise-read">
+          <p class="small muted">${t("raise_read")}</p>
+          <p><span class="strong">${benefit.title}</span> · <span class="num">${t("of_quota", { n: count(to) })}</span></p>
+          ${benefit.text && html`<p class="small">${benefit.text}</p>`}
+          <p class=${`small ${numbered(benefit) ? "notice notice--warn notice--slim" : "muted"}`}>${t(numbered(benefit) ? "raise_title_number" : "raise_title", { n: benefit.quota })}</p>
+        </div>`}
         <${Problem} failure=${raise.failure} onRetry=${raise.failure?.unsure ? raise.again : null} />
       </form>
     <//>
   `;
 }
+
+/** Whether the words viewers read name the present quota. */
+const numbered = (benefit) => new RegExp(`(?<!\\d)${benefit.quota}(?!\\d)`).test(`${benefit.title} ${benefit.text ?? ""}`);
 
 function Pause({ benefit, onClose }) {
   const [reason, setReason] = useState("");

@@ -69,7 +69,7 @@ function Report({ report }) {
     ["report_viewers", count(report.viewers), `${t("report_peak")} ${count(report.viewers_peak)}`],
     ["report_joins", count(joins.paid), t("report_joins_sub", { n: count(joins.trials) })],
     ["report_sales", yuan(sales.sales_fen + joins.fees_fen), t("report_sales_sub", { goods: yuan(sales.sales_fen), fees: yuan(joins.fees_fen) })],
-    ["report_paid", count(sales.paid), t("report_placed", { n: count(sales.placed) })],
+    ["report_paid", count(sales.paid), `${t("report_placed", { n: count(sales.placed) })} · ${t("report_refunded", { sum: yuan(sales.refunded_fen) })}`],
     ["report_gifts", count(given), t("report_cost_total", { cost: yuan(report.gifts_cost_fen) })],
     ["report_comments", count(report.comments), length],
   ];

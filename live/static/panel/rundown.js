@@ -290,7 +290,9 @@ function Running({ cue, store }) {
   return html`
     <div class="cue__running">
       <p class="row row--wrap small num">
-        <span class="badge badge--live">${t("cue_running")}</span>
+        ${subject?.status === "paused"
+          ? html`<span class="badge badge--warn">${t("benefit_paused")}</span>`
+          : html`<span class="badge badge--live">${t("cue_running")}</span>`}
         ${facts.map((fact) => html`<span key=${fact.replace(/[\d,.:]+/g, "#")}>${fact}</span>`)}
       </p>
       ${part !== null && html`<div class="bar" aria-hidden="true"><span class="bar__fill cue__bar" style=${{ "--part": part }}></span></div>`}

@@ -4,6 +4,8 @@ import { signal } from "@preact/signals";
 
 import { newKey } from "../socket.js";
 import { ask, connection } from "./actions.js";
+import { GiftToCard } from "./addresses.js";
+import { get } from "./api.js";
 import { Countdown } from "./deck.js";
 import { Grain, Icon, classes, html } from "./dom.js";
 import { dateText, money, toMs } from "./format.js";
@@ -103,6 +105,14 @@ export function queue(benefit) {
   });
 }
 
+/** The receipt of what was won here; until it is signed, the list that it will stand in. */
+async function seeReceipt(benefit) {
+  const rows = await get("/v1/me/benefits").then((answer) => answer.items, () => []);
+  const row = rows.find((one) => one.benefit === benefit.id && one.receipt);
+  if (row) openSheet("receipt", { benefit: row });
+  else openSheet("mine", { tab: "benefits" });
+}
+
 export function BenefitCard({ benefit }) {
   const { paying, left: free } = seatCounts(benefit);
   const mine = won.value[benefit.id];
@@ -114,7 +124,10 @@ export function BenefitCard({ benefit }) {
   const rules = conditions(benefit);
   let action;
   if (mine) {
-    action = html`<span class="won"><${Grain} size="16" />${t("seats.rank", { rank: mine.rank })}</span>`;
+    action = html`<span class="deal__won">
+      <button type="button" class="won" onClick=${() => seeReceipt(benefit)} aria-label=${t("seats.rank.see", { rank: mine.rank })}><${Grain} size="16" />${t("seats.rank", { rank: mine.rank })}</button>
+      ${benefit.what === "gift" && html`<${GiftToCard} />`}
+    </span>`;
   } else if (seat?.until > tick.value) {
     action = html`<button type="button" class="button button--member deal__go" onClick=${() => openSheet("join", { benefit: benefit.id })}>
       ${t("seats.pay")} <${Countdown} until=${seat.until} />

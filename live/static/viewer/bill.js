@@ -68,16 +68,19 @@ export function Meter({ saves }) {
   </span>`;
 }
 
-/** What an order's own prices saved against the list price; nothing where nothing was. */
+/** What an order's own prices saved against the list price, on the pieces whose money did not go back. */
 export function savedBy(order) {
   let goods = 0;
   let gift = 0;
+  let back = 0; // pieces refunded of the goods that a gift comes with: they stand before it
   for (const line of order.lines ?? []) {
+    if (line.kind !== "gift") back = line.refunded ?? 0;
+    const kept = Math.max(0, line.quantity - back);
     if (line.left_out) continue;
-    if (line.kind === "gift") gift += (line.gift_value_fen ?? 0) * line.quantity;
+    if (line.kind === "gift") gift += (line.gift_value_fen ?? 0) * kept;
     else {
       const list = line.candidates?.find((one) => one.kind === "list")?.unit_fen ?? line.unit_fen;
-      goods += Math.max(0, list - line.unit_fen) * line.quantity;
+      goods += Math.max(0, list - line.unit_fen) * kept;
     }
   }
   return { goods_fen: goods, freight_fen: 0, gift_fen: gift, total_fen: goods + gift };

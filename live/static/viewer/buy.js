@@ -1,31 +1,23 @@
 // Buying: how many, where to, and why this price; then the payment page and back to the same show.
 
-import { signal } from "@preact/signals";
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 
 import { ask } from "./actions.js";
-import { call, get, once, post } from "./api.js";
+import { AddressChoice, AddressForm, addresses, chosenAddress, readAddresses } from "./addresses.js";
+import { once, post } from "./api.js";
 import { AskWhy, Meter, Sums } from "./bill.js";
 import { Countdown, Picture, Prices, limitsText, partsText } from "./deck.js";
 import { BEST, CouponSheet, Discounts, asked } from "./discounts.js";
 import { Icon, html } from "./dom.js";
-import { Price, dayText, money, phone } from "./format.js";
+import { Price, dayText, money } from "./format.js";
 import { orderId, pay } from "./join.js";
-import { Busy, Field, Sheet, openSheet } from "./sheet.js";
+import { Busy, Sheet, openSheet } from "./sheet.js";
 import { boot, card, incident, isMember, isPlan, offers, orderNews, piecesLeft, planSaves, priceFor, sheet, tick, toast, you } from "./state.js";
 import { refusalText, t } from "./words.js";
 
 const QUANTITY_MAX = 99;
 const QUOTE_SLACK_MS = 5_000; // a quote about to end is asked for anew
 const keys = new Map();
-export const addresses = signal(null); // null: not read yet
-export const chosenAddress = signal(null);
-
-export async function readAddresses() {
-  const answer = await get("/v1/me/addresses");
-  addresses.value = answer.items;
-  chosenAddress.value ??= addresses.value[0]?.id ?? null;
-}
 
 const showId = () => encodeURIComponent(card.value.id ?? boot.show.id);
 
@@ -223,110 +215,4 @@ function Saving({ meter, guess }) {
     </span>
     <strong>${t("buy.join")}</strong>
   </button>`;
-}
-
-export function AddressChoice({ address, onAdd }) {
-  const [open, setOpen] = useState(false);
-  const list = addresses.value ?? [];
-  if (addresses.value === null) return html`<div class="skeleton" style=${{ height: "64px" }}></div>`;
-  if (!list.length) {
-    return html`<button type="button" class="option" onClick=${onAdd}><${Icon} name="plus" /><span>${t("address.first")}</span></button>`;
-  }
-  if (!open && address) {
-    return html`<button type="button" class="option" onClick=${() => setOpen(true)} aria-label=${t("address.change")}>
-      <span class="grow"><strong>${address.name}</strong> <span class="num muted">${phone(address.phone)}</span><br /><span class="small">${address.region} ${address.detail}</span></span>
-      <${Icon} name="down" />
-    </button>`;
-  }
-  const drop = async (one) => {
-    try {
-      await call("DELETE", `/v1/me/addresses/${encodeURIComponent(one.id)}`);
-      addresses.value = list.filter((other) => other !== one);
-      if (chosenAddress.value === one.id) chosenAddress.value = addresses.value[0]?.id ?? null;
-    } catch (error) {
-      toast(refusalText(error), "bad");
-    }
-  };
-  return html`<div class="stack" role="radiogroup" aria-label=${t("address.label")} style=${{ "--gap": "8px" }}>
-    ${list.map(
-      (one) => html`<div class="row" key=${one.id}>
-        <label class="option grow">
-          <input
-            type="radio"
-            name="address"
-            checked=${one.id === chosenAddress.value}
-            onChange=${() => {
-              chosenAddress.value = one.id;
-              setOpen(false);
-            }}
-          />
-          <span class="grow"><strong>${one.name}</strong> <span class="num muted">${phone(one.phone)}</span><br /><span class="small">${one.region} ${one.detail}</span></span>
-        </label>
-        <button type="button" class="icon-button" onClick=${() => drop(one)} aria-label=${t("address.remove", { name: one.name })}><${Icon} name="close" /></button>
-      </div>`,
-    )}
-    <button type="button" class="button button--quiet" onClick=${onAdd}><${Icon} name="plus" />${t("address.add")}</button>
-  </div>`;
-}
-
-const FIELDS = [
-  { name: "name", autocomplete: "name", max: 40 },
-  { name: "phone", autocomplete: "tel", max: 24, type: "tel", inputmode: "tel" },
-  { name: "region", autocomplete: "address-level1", max: 60 },
-  { name: "detail", autocomplete: "street-address", max: 120 },
-];
-
-export function AddressForm({ onBack, onDone }) {
-  const id = useId();
-  const form = useRef();
-  const [busy, setBusy] = useState(false);
-  const [errors, setErrors] = useState({});
-  const submit = async (event) => {
-    event.preventDefault();
-    if (busy) return;
-    const body = Object.fromEntries(FIELDS.map(({ name }) => [name, form.current.elements[name].value.trim()]));
-    const empty = Object.fromEntries(Object.entries(body).filter(([, value]) => !value).map(([name]) => [name, t(`address.${name}.needed`)]));
-    setErrors(empty);
-    if (Object.keys(empty).length) {
-      form.current.elements[Object.keys(empty)[0]].focus();
-      return;
-    }
-    setBusy(true);
-    try {
-      const one = await once(keys, ["address", body], (key) => post("/v1/me/addresses", body, { key }));
-      addresses.value = [one, ...(addresses.value ?? []).filter((other) => other.id !== one.id)];
-      chosenAddress.value = one.id;
-      onDone();
-    } catch (error) {
-      const field = error.code === "invalid_phone" ? "phone" : (error.details.field ?? "detail");
-      setErrors({ [field]: refusalText(error) });
-    } finally {
-      setBusy(false);
-    }
-  };
-  return html`<${Sheet}
-    title=${t("address.add")}
-    onBack=${onBack}
-    foot=${html`<${Busy} busy=${busy} large type="submit" form=${`${id}-form`}>${t("address.save")}<//>`}
-  >
-    <form class="stack" id=${`${id}-form`} ref=${form} onSubmit=${submit} novalidate>
-      ${FIELDS.map(
-        ({ name, autocomplete, max, type, inputmode }, i) => html`<${Field} key=${name} id=${`${id}-${name}`} label=${t(`address.${name}`)} error=${errors[name]}>
-          <input
-            id=${`${id}-${name}`}
-            class="input"
-            name=${name}
-            type=${type ?? "text"}
-            inputmode=${inputmode}
-            autocomplete=${autocomplete}
-            maxlength=${max}
-            placeholder=${t(`address.${name}.example`)}
-            aria-invalid=${errors[name] ? "true" : null}
-            aria-describedby=${errors[name] ? `${id}-${name}-error` : null}
-            data-focus=${i === 0 ? "" : null}
-          />
-        <//>`,
-      )}
-    </form>
-  <//>`;
 }

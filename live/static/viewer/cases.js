@@ -121,6 +121,7 @@ export function CaseSheet() {
   const single = lines.length === 1 && lines[0].left === 1;
   const chosen = single ? { [lines[0].position]: 1 } : which;
 
+  const mend = (name) => errors[name] && setErrors({ ...errors, [name]: undefined });
   const submit = async (event) => {
     event.preventDefault();
     if (sent !== null) return;
@@ -182,7 +183,7 @@ export function CaseSheet() {
         <div class="kinds" role="radiogroup" aria-label=${t("case.kind")}>
           ${KINDS.map(
             (name, i) => html`<label class="option kinds__one" key=${name}>
-              <input type="radio" name="kind" checked=${kind === name} onChange=${() => setKind(name)} aria-invalid=${errors.kind && i === 0 ? "true" : null} data-focus=${i === 0 ? "" : null} />
+              <input type="radio" name="kind" checked=${kind === name} onChange=${() => (setKind(name), mend("kind"))} aria-invalid=${errors.kind && i === 0 ? "true" : null} data-focus=${i === 0 ? "" : null} />
               <span class="grow">${t(`case.kind.${name}`)}</span>
             </label>`,
           )}
@@ -194,7 +195,10 @@ export function CaseSheet() {
         <legend class="field__label">${t("case.lines")}</legend>
         ${lines.map((line) => {
           const n = which[line.position] ?? 0;
-          const set = (quantity) => setWhich({ ...which, [line.position]: Math.max(0, Math.min(line.left, quantity)) });
+          const set = (quantity) => {
+            setWhich({ ...which, [line.position]: Math.max(0, Math.min(line.left, quantity)) });
+            mend("lines");
+          };
           return html`<div class="row row--apart case-line" key=${line.position}>
             <span class="grow" id=${`${field}-line-${line.position}`}>${line.name}<br /><span class="tiny muted num">${t("case.of", { n: line.left })}</span></span>
             <div class="stepper" role="group" aria-labelledby=${`${field}-line-${line.position}`}>
@@ -204,7 +208,7 @@ export function CaseSheet() {
             </div>
           </div>`;
         })}
-        <button type="button" class="link-button small" onClick=${() => setWhich(Object.fromEntries(lines.map((line) => [line.position, line.left])))}>${t("case.all")}</button>
+        <button type="button" class="link-button small" onClick=${() => (setWhich(Object.fromEntries(lines.map((line) => [line.position, line.left]))), mend("lines"))}>${t("case.all")}</button>
         ${errors.lines && html`<p class="field__error" role="alert">${errors.lines}</p>`}
       </fieldset>`}
       <${Field} id=${`${field}-reason`} label=${t("case.reason")} error=${errors.reason} hint=${t("case.reason.hint")}>
@@ -214,7 +218,7 @@ export function CaseSheet() {
           rows="3"
           maxlength=${REASON_MAX}
           value=${reason}
-          onInput=${(event) => setReason(event.target.value)}
+          onInput=${(event) => (setReason(event.target.value), mend("reason"))}
           aria-invalid=${errors.reason ? "true" : null}
           aria-describedby=${`${field}-reason-${errors.reason ? "error" : "hint"}`}
         ></textarea>

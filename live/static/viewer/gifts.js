@@ -2,8 +2,8 @@
 
 import { useEffect, useId, useState } from "preact/hooks";
 
+import { AddressChoice, AddressForm, addresses, chosenAddress, readAddresses } from "./addresses.js";
 import { call, get, once, post } from "./api.js";
-import { AddressChoice, AddressForm, addresses, chosenAddress, readAddresses } from "./buy.js";
 import { Icon, html } from "./dom.js";
 import { birthdayText, dateText, money, shortTime, toMs } from "./format.js";
 import { Busy, Field, Notice, Sheet, openSheet } from "./sheet.js";

@@ -10,7 +10,7 @@ import { Countdown } from "./deck.js";
 import { Grain, Icon, html } from "./dom.js";
 import { Price, dateText, money, toMs } from "./format.js";
 import { Busy, Notice, Sheet, closeSheet } from "./sheet.js";
-import { benefits, boot, offers, seatCounts, seats, sheet, tick, toast, won, you } from "./state.js";
+import { benefits, boot, offers, seatCounts, seats, sheet, tick, toast, unpaid, won, you } from "./state.js";
 import { refusalText, t } from "./words.js";
 
 export const plans = signal(null); // null: not read yet
@@ -86,7 +86,8 @@ export function JoinSheet() {
   }, []);
 
   const list = plans.value ?? [];
-  const plan = list.find((one) => one.id === chosen) ?? list[0];
+  const waiting = placed ? null : waitingFor(benefit);
+  const plan = list.find((one) => one.id === chosen) ?? list.find((one) => one.id === waiting?.plan) ?? list[0];
   const current = you.value.plan;
 
   const join = () =>
@@ -127,7 +128,7 @@ export function JoinSheet() {
       }
     });
 
-  const held = placed ?? (heldJoin.value && heldJoin.value.plan === plan?.id && stillHeld(heldJoin.value) ? heldJoin.value : null);
+  const held = placed ?? (heldJoin.value && heldJoin.value.plan === plan?.id && stillHeld(heldJoin.value) ? heldJoin.value : null) ?? (waiting?.plan === plan?.id ? waiting : null);
   if (held) return html`<${HeldSheet} placed=${held} plan=${plan} benefit=${benefit} />`;
   const mayTry = plan?.trial_days > 0 && !current;
   const counts = benefit ? seatCounts(benefit) : null;
@@ -173,6 +174,13 @@ export function JoinSheet() {
       <p class="tiny muted">${refundTerms()}</p>
     </div>
   <//>`;
+}
+
+/** A plan ordered before this page was opened, whose seat is still held: its payment goes on. */
+function waitingFor(benefit) {
+  const { until } = seats.value[benefit?.id] ?? {};
+  const order = until > tick.value && unpaid.value.find((one) => one.kind === "plan");
+  return order ? { order: order.order, plan: order.plan, seat: { benefit: benefit.id, status: "held", until } } : null;
 }
 
 const stillHeld = (placed) => !placed.seat?.until || toMs(placed.seat.until) > tick.value;

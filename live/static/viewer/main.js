@@ -5,6 +5,7 @@ import { useEffect } from "preact/hooks";
 
 import { ShowSocket } from "../socket.js";
 import { carryOn, setConnection } from "./actions.js";
+import { AddressSheet } from "./addresses.js";
 import { get, useBearer } from "./api.js";
 import { BuySheet } from "./buy.js";
 import { CaseSheet, readCases } from "./cases.js";
@@ -16,7 +17,7 @@ import { GiftSheet } from "./gifts.js";
 import { JoinSheet, afterTrial } from "./join.js";
 import { MineSheet, openMine, readMine } from "./mine.js";
 import { LeaveSheet } from "./leave.js";
-import { OrderSheet } from "./orders.js";
+import { FailedSheet, OrderSheet } from "./orders.js";
 import { Door, Ended, Own, Shut, Waiting } from "./places.js";
 import { Player, shape } from "./player.js";
 import { CheckPage, ReceiptSheet } from "./receipt.js";
@@ -320,7 +321,7 @@ function followKeyboard() {
   };
 }
 
-const SHEETS = { "sign-in": SignInSheet, join: JoinSheet, buy: BuySheet, shelf: ShelfSheet, mine: MineSheet, gift: GiftSheet, order: OrderSheet, case: CaseSheet, receipt: ReceiptSheet, leave: LeaveSheet };
+const SHEETS = { "sign-in": SignInSheet, join: JoinSheet, buy: BuySheet, shelf: ShelfSheet, mine: MineSheet, gift: GiftSheet, order: OrderSheet, failed: FailedSheet, address: AddressSheet, case: CaseSheet, receipt: ReceiptSheet, leave: LeaveSheet };
 
 function Place() {
   if (location.pathname === "/receipt") return html`<${CheckPage} />`;
@@ -363,14 +364,16 @@ async function own() {
   } catch {
     known.value = true; // a guest: the page asks to sign in
   }
-  if (isMember.value) openMine(location.pathname.endsWith("benefits") ? "benefits" : "orders");
+  if (isMember.value && sheet.value === null) openMine(location.pathname.endsWith("benefits") ? "benefits" : "orders");
 }
 
-/** Back from the payment page: say how the order stands, by what the store knows. */
+/** Back from the payment page: say how the order stands, by what the store knows. That a payment failed is taken
+ *  from the address, as nothing follows from it; that one succeeded is not. */
 async function returned() {
   const query = new URLSearchParams(location.search);
   const order = query.get("order");
   if (!order) return;
+  const failed = query.get("payment") === "failed";
   query.delete("order");
   query.delete("payment");
   history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}${location.hash}`);
@@ -382,6 +385,11 @@ async function returned() {
         toast(t(found.kind === "plan" ? "order.toast.plan" : "order.toast.paid"), "ok");
         return;
       }
+      if (failed || found.state !== "placed") {
+        if (failed && found.hold_until > tick.value && sheet.value === null) openSheet("failed", { order: found });
+        else if (failed) toast(t(found.hold_until > tick.value ? "order.toast.failed" : "order.failed"), "bad");
+        return;
+      }
       if (turn === 0) toast(t("order.toast.checking"));
     } catch {
       return;
@@ -389,13 +397,12 @@ async function returned() {
     await new Promise((resolve) => setTimeout(resolve, 1000 * 2 ** turn)); // the provider's word may come after the person
   }
   toast(t("order.toast.unpaid"));
-  openMine("orders");
 }
 
 if (boot.preview?.token) useBearer(boot.preview.token);
 render(html`<${Page} />`, document.getElementById("app"));
 startTicking();
-if (!boot.show) own();
+if (!boot.show) own().then(returned);
 else if (status.value === "ended") stopped(4506);
 else socket.start();
-if (!boot.preview) returned();
+if (boot.show && !boot.preview) returned();

@@ -3,17 +3,21 @@
 import { useEffect, useId, useState } from "preact/hooks";
 
 import { ask } from "./actions.js";
+import { AddressBook, GiftTo } from "./addresses.js";
 import { call, get } from "./api.js";
 import { Meter } from "./bill.js";
 import { Cases } from "./cases.js";
 import { Grain, Icon, html } from "./dom.js";
 import { dateText, money, shortTime } from "./format.js";
 import { Gifts, useGifts } from "./gifts.js";
+import { plans, readPlans } from "./join.js";
+import { OtherLanguage } from "./language.js";
 import { OrderRow } from "./orders.js";
+import { toBeSent } from "./receipt.js";
 import { Busy, Field, Notice, Sheet, openSheet } from "./sheet.js";
 import { applyYou, boot, isMember, orderNews, sheet, toast, won, you } from "./state.js";
 import { signOut } from "./sign_in.js";
-import { lang, refusalText, t } from "./words.js";
+import { refusalText, t } from "./words.js";
 
 const TABS = ["orders", "benefits", "me"];
 
@@ -103,9 +107,15 @@ function Coupons() {
 function Benefits() {
   const { list, error, more } = useList("/v1/me/benefits");
   const gifts = useGifts();
+  const { plan } = you.value;
+  useEffect(() => {
+    if (plan) readPlans().catch(() => {}); // a gift of the plan itself is not known then; the list stands
+  }, [plan?.id]);
+  const planGift = plan && !plan.trial && plans.value?.find((one) => one.id === plan.id)?.gift_text;
+  const to = (planGift || list?.some(toBeSent)) && html`<${GiftTo} />`;
   if (list === null) return html`<${Waiting} error=${error} />`;
-  if (!list.length) return html`<${Gifts} gifts=${gifts} />${!gifts.items?.length && html`<p class="empty">${t("benefits.none")}</p>`}<${Coupons} />`;
-  return html`<${Gifts} gifts=${gifts} /><ul class="stack">${list.map((one, i) => html`<${Won} key=${one.id ?? one.benefit ?? i} benefit=${one} />`)}</ul>
+  if (!list.length) return html`${to}<${Gifts} gifts=${gifts} />${!gifts.items?.length && html`<p class="empty">${t("benefits.none")}</p>`}<${Coupons} />`;
+  return html`${to}<${Gifts} gifts=${gifts} /><ul class="stack">${list.map((one, i) => html`<${Won} key=${one.id ?? one.benefit ?? i} benefit=${one} />`)}</ul>
     <${Coupons} />
     ${more && html`<button type="button" class="button button--block" onClick=${more}>${t("more")}</button>`}`;
 }
@@ -174,6 +184,10 @@ function Me() {
         </div>
       <//>
     </form>
+    <section class="stack" style=${{ "--gap": "8px" }}>
+      <h3>${t("address.label")}</h3>
+      <${AddressBook} />
+    </section>
     ${tags.list?.length > 0 &&
     html`<section class="stack">
       <h3>${t("me.tags")}</h3>
@@ -189,7 +203,7 @@ function Me() {
     </section>`}
     ${tags.error && html`<${Notice} kind="bad" icon="warn">${tags.error}<//>`}
     <div class="row row--apart">
-      <a class="link-button" href=${`?lang=${lang === "zh" ? "en" : "zh"}`} lang=${lang === "zh" ? "en" : "zh-CN"} hreflang=${lang === "zh" ? "en" : "zh-CN"}>${lang === "zh" ? "English" : "中文"}</a>
+      <${OtherLanguage} />
       <button type="button" class="button button--quiet" onClick=${signOut}>${t("sign.out")}</button>
     </div>
   </div>`;

@@ -9,12 +9,13 @@ import { Countdown } from "./deck.js";
 import { Icon, classes, html } from "./dom.js";
 import { dayText, money, phone, shortTime, toMs } from "./format.js";
 import { pay, plans, readPlans } from "./join.js";
-import { Busy, Notice, Sheet, openSheet } from "./sheet.js";
+import { Busy, Notice, Sheet, closeSheet, openSheet } from "./sheet.js";
 import { isPlan, missed, orderNews, sheet, tick, toast, you } from "./state.js";
 import { refusalText, t } from "./words.js";
 
 const keys = new Map();
-export const BADGES = { placed: "warn", paid: "ok", fulfilled: "ok", cancelled: "", expired: "", refunded: "info" };
+export const BADGES = { placed: "warn", paid: "ok", fulfilled: "ok", cancelled: "", expired: "", refunding: "info", refunded: "info" };
+const RETURN_LOOKS_MS = [2_000, 4_000, 8_000, 15_000, 30_000]; // the last one again and again
 
 /** The order as the page knows it now: what the socket told since it was read counts first. */
 export function standing(order) {
@@ -23,7 +24,10 @@ export function standing(order) {
   const until = Math.max(toMs(order.hold_until) ?? 0, toMs(news?.hold_until) ?? 0);
   const open = state === "placed" && until > tick.value;
   const refundUntil = order.kind === "plan" && state === "paid" ? (toMs(order.refund_until) ?? missed.value?.refund_until ?? 0) : 0;
-  return { state, until, open, shown: state === "placed" && !open ? "expired" : state, lateRefund: refundUntil > tick.value ? refundUntil : 0 };
+  // Refunded here, and back with the buyer, are two: the second is true once the provider has said so.
+  const underWay = state === "refunded" && (order.state !== "refunded" || order.returning_fen > 0);
+  const shown = underWay ? "refunding" : state === "placed" && !open ? "expired" : state;
+  return { state, until, open, shown, lateRefund: refundUntil > tick.value ? refundUntil : 0 };
 }
 
 export function nameOf(order) {
@@ -70,7 +74,42 @@ export function OrderActs({ order, changed, large = false }) {
   `;
 }
 
+// — a payment that failed —
+
+/** Said at once, with the way to try again: the same order, and what is held for it. */
+export function FailedSheet() {
+  const { order } = sheet.value;
+  const [busy, setBusy] = useState(false);
+  const { state, until, open } = standing(order);
+  const again = async () => {
+    setBusy(true);
+    try {
+      await pay(order.id);
+    } catch (error) {
+      setBusy(false);
+      toast(refusalText(error), "bad");
+    }
+  };
+  const foot = html`<div class="stack">
+    ${open && html`<${Busy} busy=${busy} large onClick=${again} data-focus>${t("order.failed.again", { sum: money(order.total_fen) })}<//>`}
+    <${Busy} kind="quiet" onClick=${closeSheet}>${t(open ? "order.failed.later" : "close")}<//>
+  </div>`;
+  return html`<${Sheet} title=${t("order.failed")} foot=${foot}>
+    <div class="stack" style=${{ "--gap": "16px" }}>
+      ${open
+        ? html`<${Notice} kind="bad" icon="warn" role="alert">${t("order.failed.means")}<//>`
+        : html`<${Notice} icon="info" role="status">${t(state === "placed" ? "order.expired" : `order.${state}`)}<//>`}
+      <dl class="pairs">
+        <dt>${nameOf(order)}</dt><dd>${money(order.total_fen)}</dd>
+        ${open && html`<dt>${t("order.pay.left")}</dt><dd><${Countdown} until=${until} label=${t("order.pay.left")} /></dd>`}
+      </dl>
+    </div>
+  <//>`;
+}
+
 // — where it stands —
+
+const wholly = (shown) => shown === "refunding" || shown === "refunded";
 
 /** The steps that were, that is, and that will be; each with its time. */
 function stepsOf(order, shown, until) {
@@ -81,13 +120,13 @@ function stepsOf(order, shown, until) {
     steps.push({ name: "held", until, now: true }, { name: "paid" });
   }
   const goods = order.kind === "goods";
-  const ended = ["cancelled", "expired", "refunded"].includes(shown);
+  const ended = ["cancelled", "expired", "refunding", "refunded"].includes(shown);
   const sent = order.fulfilled_at ?? order.parcels?.[0]?.sent_at;
   if (goods && (sent || !ended)) {
     const done = shown === "fulfilled" || Boolean(sent);
     steps.push({ name: "fulfilled", at: sent, done, now: !done && shown === "paid", promised: !done && (order.promised_until ?? order.promised_from) });
   }
-  if (order.refunded_fen > 0 && shown !== "refunded") steps.push({ name: "part_refunded", sum: order.refunded_fen, done: true });
+  if (order.refunded_fen > 0 && !wholly(shown)) steps.push({ name: "part_refunded", sum: order.refunded_fen, done: true });
   if (ended) steps.push({ name: shown, at: order.closed_at, done: true, end: true });
   return steps;
 }
@@ -177,6 +216,14 @@ export function OrderSheet() {
   useEffect(() => {
     if (isPlan.value) readPlans().catch(() => {}); // the fee is one line of the meter; without it the parts stand
   }, [isPlan.value]);
+  // The provider's word about money that goes back reaches the order, not the socket: looked at ever more seldom.
+  const [looks, setLooks] = useState(0);
+  const returning = order?.returning_fen > 0;
+  useEffect(() => {
+    if (!returning) return undefined;
+    const timer = setTimeout(() => read().then(() => setLooks(looks + 1)), RETURN_LOOKS_MS[Math.min(looks, RETURN_LOOKS_MS.length - 1)]);
+    return () => clearTimeout(timer);
+  }, [id, returning, looks]);
   const back = () => openSheet("mine", { tab: "orders" });
   if (!order) {
     return html`<${Sheet} title=${t("order.title")} onBack=${back}>
@@ -203,19 +250,19 @@ export function OrderSheet() {
         <p class="order-page__total num">${money(order.total_fen)}</p>
       </header>
       ${error && html`<${Notice} kind="bad" icon="warn">${error}<//>`}
-      ${order.returning_fen > 0 && html`<${Notice} icon="clock">${t("order.returning", { sum: money(order.returning_fen) })}<//>`}
+      ${order.returning_fen > 0 && !wholly(shown) && html`<${Notice} icon="clock">${t("order.returning", { sum: money(order.returning_fen) })}<//>`}
       <${Timeline} order=${order} shown=${shown} until=${until} />
       <${Parcels} order=${order} />
       <section class="stack" style=${{ "--gap": "6px" }}>
         <h3>${t("order.lines")}</h3>
         <ul class="order-lines">
           ${goods
-            ? order.lines.map((line, i) => html`<${Line} key=${i} line=${line} order=${order} />`)
+            ? order.lines.filter((line) => line.kind !== "gift" || !wholly(shown)).map((line, i) => html`<${Line} key=${i} line=${line} order=${order} />`)
             : html`<li class="order-line"><div class="row row--apart"><span>${order.plan_name ?? t("order.kind.plan")}</span><strong class="num">${money(order.total_fen)}</strong></div></li>`}
         </ul>
       </section>
       ${goods && html`<section class="bill"><${Sums} of=${order} /><p class="bill__total row row--apart"><span>${t("buy.total")}</span><strong class="num">${money(order.total_fen)}</strong></p></section>`}
-      ${goods && html`<${Saved} order=${order} />`}
+      ${goods && !wholly(shown) && html`<${Saved} order=${order} />`}
       <${CasesOf} order=${id} />
       ${order.address?.name &&
       html`<section class="stack" style=${{ "--gap": "2px" }}>
@@ -239,7 +286,7 @@ export function OrderRow({ order, changed }) {
     </div>
     <ul class="order__lines">
       ${lines.length
-        ? lines.map(
+        ? lines.filter((line) => line.kind !== "gift" || !wholly(shown)).map(
             (line, i) => html`<li key=${i} class="row row--apart"><span class="grow">${line.name} <span class="muted num">× ${line.quantity}</span></span><span class="num">${line.left_out ? t("order.line.left_out") : line.kind === "gift" ? t("order.gift") : money(line.line_fen)}</span></li>`,
           )
         : html`<li class="row row--apart"><span>${order.plan_name ?? t(`order.kind.${order.kind}`)}</span></li>`}
@@ -249,7 +296,7 @@ export function OrderRow({ order, changed }) {
       <button type="button" class="link-button small" onClick=${see} aria-label=${t("order.see.of", { name: nameOf(order) })}>${t("order.see")}</button>
     </div>
     <${OrderActs} order=${order} changed=${changed} />
-    ${order.refunded_fen > 0 && shown !== "refunded" && html`<p class="small">${t("order.part", { sum: money(order.refunded_fen) })}</p>`}
-    ${order.returning_fen > 0 && html`<p class="small">${t("order.returning", { sum: money(order.returning_fen) })}</p>`}
+    ${order.refunded_fen > 0 && !wholly(shown) && html`<p class="small">${t("order.part", { sum: money(order.refunded_fen) })}</p>`}
+    ${order.returning_fen > 0 && !wholly(shown) && html`<p class="small">${t("order.returning", { sum: money(order.returning_fen) })}</p>`}
   </li>`;
 }

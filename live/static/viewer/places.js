@@ -3,12 +3,15 @@
 import { useEffect, useState } from "preact/hooks";
 
 import { ask } from "./actions.js";
+import { GiftTo } from "./addresses.js";
 import { get } from "./api.js";
 import { Countdown } from "./deck.js";
 import { Grain, Icon, html } from "./dom.js";
 import { count, dateText, dayAndTime, money, toMs } from "./format.js";
 import { Gives, plans, readPlans } from "./join.js";
+import { OtherLanguage } from "./language.js";
 import { Won, openMine } from "./mine.js";
+import { toBeSent } from "./receipt.js";
 import { Busy, Notice, openSheet } from "./sheet.js";
 import { boot, card, isMember, known, orderNews, refusedAt, tick, viewers, you } from "./state.js";
 import { t } from "./words.js";
@@ -63,6 +66,7 @@ export function Waiting() {
           ? html`<p class="small">${t("waiting.member", { name: you.value.plan.name })}</p>`
           : html`<button type="button" class="button button--member button--large" onClick=${() => openSheet("join")}><${Grain} />${t("waiting.join")}</button>`}
         ${known.value && !isMember.value && html`<button type="button" class="link-button" onClick=${() => ask("enter", {}, () => {})}>${t("waiting.sign")}</button>`}
+        ${!isMember.value && html`<${OtherLanguage} />`}
       </div>
       <p class="tiny place__fine">${t("clock.note")}</p>
     </div>
@@ -88,7 +92,8 @@ export function Door() {
       <div class="place__acts stack">
         <button type="button" class="button button--member button--large" onClick=${() => openSheet("join")}><${Grain} />${t("door.join")}</button>
         ${plan?.trial_days > 0 && !you.value.plan && html`<button type="button" class="button button--large" onClick=${() => openSheet("join")}>${t("trial.go", { n: plan.trial_days })}</button>`}
-        ${!isMember.value && html`<button type="button" class="link-button" onClick=${() => ask("enter", {}, () => {})}>${t("door.sign")}</button>`}
+        ${!isMember.value && html`<button type="button" class="link-button" onClick=${() => ask("enter", {}, () => {})}>${t("door.sign")}</button>
+          <${OtherLanguage} />`}
       </div>
     </div>
   </section>`;
@@ -138,6 +143,7 @@ export function Ended() {
         ${nothing && !mine.failed && html`<p class="muted">${t("ended.nothing")}</p>`}
         ${you.value.plan && html`<p class="tonight__plan"><${Grain} size="16" />${t(you.value.plan.grace ? "me.grace" : you.value.plan.trial ? "me.trial" : "ended.plan", { name: you.value.plan.name, date: dateText(you.value.plan.ends_at) })}</p>`}
         ${mine?.benefits.length > 0 && html`<ul class="stack">${mine.benefits.map((one, i) => html`<${Won} key=${one.id ?? i} benefit=${one} />`)}</ul>`}
+        ${mine?.benefits.some(toBeSent) && html`<${GiftTo} />`}
         ${unpaid.map(
           (one) => html`<button type="button" key=${one.id} class="tonight__order tonight__order--open" onClick=${() => openMine("orders")}>
             <span>${t("ended.unpaid", { sum: money(one.total_fen) })}</span><${Countdown} until=${one.hold_until} />
@@ -154,6 +160,7 @@ export function Ended() {
           : html`<button type="button" class="button button--large" onClick=${() => ask("enter", {}, () => {})}>${t("ended.sign")}</button>`}
         ${!you.value.plan && html`<button type="button" class="button button--member button--large" onClick=${() => openSheet("join")}><${Grain} />${t("ended.join")}</button>`}
         <a class="link-button" href="/">${t("ended.more")}</a>
+        ${!isMember.value && html`<${OtherLanguage} />`}
       </div>
     </div>
   </section>`;
@@ -172,6 +179,7 @@ export function Own() {
           ? html`<button type="button" class="button button--member button--large" onClick=${() => openMine("orders")}>${t("ended.orders")}</button>`
           : known.value && html`<button type="button" class="button button--member button--large" onClick=${() => openMine("orders")}>${t("ended.sign")}</button>`}
         <a class="link-button" href="/">${t("ended.more")}</a>
+        ${!isMember.value && html`<${OtherLanguage} />`}
       </div>
     </div>
   </section>`;
@@ -189,6 +197,7 @@ export function Shut() {
       <div class="place__acts stack">
         ${reason === "replaced" && html`<${Busy} large onClick=${() => location.reload()}>${t("shut.here")}<//>`}
         <a class="link-button" href="/">${t("ended.more")}</a>
+        ${!isMember.value && html`<${OtherLanguage} />`}
       </div>
     </div>
   </section>`;

@@ -2,9 +2,11 @@
 
 import { useEffect, useId, useState } from "preact/hooks";
 
+import { GiftTo } from "./addresses.js";
 import { get, post } from "./api.js";
 import { Grain, Icon, html } from "./dom.js";
 import { dateText, money, shortTime } from "./format.js";
+import { OtherLanguage } from "./language.js";
 import { Busy, Field, Notice, Sheet, openSheet } from "./sheet.js";
 import { boot, sheet, toast } from "./state.js";
 import { refusalText, t } from "./words.js";
@@ -40,6 +42,9 @@ function Rank({ rank, of }) {
   return html`<p class="receipt__rank"><${Grain} size="26" /><b class="num display">${rank}</b><span class="num receipt__of">/ ${of}</span></p>`;
 }
 
+/** Whether what was won comes in a parcel. */
+export const toBeSent = (benefit) => benefit.what === "gift" && benefit.state === "confirmed";
+
 export const linkTo = (text) => `${location.origin}/receipt#${text}`;
 
 export function ReceiptSheet() {
@@ -66,6 +71,7 @@ export function ReceiptSheet() {
         <p class="receipt__title display">${benefit.title}</p>
         <p class="small">${[benefit.value_fen ? t("benefit.worth", { sum: money(benefit.value_fen) }) : "", benefit.claimed_at ? shortTime(benefit.claimed_at) : ""].filter(Boolean).join(" · ")}</p>
       </div>
+      ${toBeSent(benefit) && html`<${GiftTo} />`}
       <${Verdict} ...${check} />
       <p class="small muted">${t("receipt.how")}</p>
       <div class="row row--wrap">
@@ -112,9 +118,13 @@ export function CheckPage() {
         <//>
         <${Busy} busy=${check.busy} large type="submit" disabled=${!text.trim()}>${t("receipt.check")}<//>
         <p class="tiny muted">${t("receipt.how")}</p>
-        ${key && html`<p class="tiny muted receipt__key">${t("receipt.key", { algorithm: key.algorithm })}<br /><span class="num">${key.key}</span></p>`}
+        ${key &&
+        html`<details class="small receipt__text">
+          <summary>${t("receipt.key", { algorithm: key.algorithm })}</summary>
+          <p class="num receipt__key">${key.key}<br />${t("receipt.key.at", { address: `${location.origin}/v1/receipts/key` })}</p>
+        </details>`}
       </form>
-      <a class="link-button" href="/">${t("ended.more")}</a>
+      <div class="row row--apart"><a class="link-button" href="/">${t("ended.more")}</a><${OtherLanguage} /></div>
     </div>
   </section>`;
 }

@@ -5,6 +5,7 @@ import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { carryOn, connection, forgetWanted, wanted } from "./actions.js";
 import { post } from "./api.js";
 import { html } from "./dom.js";
+import { OtherLanguage } from "./language.js";
 import { Busy, Field, Notice, Sheet, closeSheet } from "./sheet.js";
 import { applyYou, boot, card, clock, sheet, tick, toast, you } from "./state.js";
 import { refusalText, t } from "./words.js";
@@ -141,6 +142,7 @@ export function SignInSheet() {
             <//>
             <${Busy} busy=${busy} large type="submit">${t("sign.send")}<//>
             <p class="tiny muted">${t("sign.terms")}</p>
+            <${OtherLanguage} />
           </form>`
         : html`<form
             class="stack"
