@@ -627,12 +627,15 @@ class Plans:
         ).fetchall()
         return tuple(_term(row) for row in rows)
 
-    async def given_back_since(self, conn: Connection, member: MemberId, since: datetime) -> bool:
-        """Whether a paid plan of the member was refunded after that. One that lapsed was not."""
+    async def given_back_since(self, conn: Connection, member: MemberId, at: datetime) -> bool:
+        """Whether a paid plan that ran then was refunded since. One that only lapsed was not."""
         found = await conn.execute(
-            "SELECT 1 FROM plan_terms"
-            " WHERE member_id = %s AND kind = 'paid' AND end_reason = 'refunded' AND ended_at >= %s",
-            [member, since],
+            """
+            SELECT 1 FROM plan_terms
+            WHERE member_id = %(member)s AND kind = 'paid' AND end_reason = 'refunded'
+              AND starts_at <= %(at)s AND ends_at > %(at)s AND ended_at >= %(at)s
+            """,
+            {"member": member, "at": at},
         )
         return await found.fetchone() is not None
 

@@ -580,7 +580,7 @@ class Trade(RuleBasedStateMachine):
         self.pay(len(self.ids) - 1)
 
     def let_the_plan_lapse(self, buyer: int) -> None:
-        self.paper.buyers[buyer].on_plan = False
+        self.paper.let_lapse(buyer)
         self.stand.run(
             self.shop.rows(
                 "UPDATE plan_terms SET ends_at = clock_timestamp()"

@@ -49,6 +49,7 @@ class Flash:
 @dataclass
 class Buyer:
     on_plan: bool = False
+    plan_order: int | None = None  # the order that brought the plan they are on
     points: int = 0  # active
 
 
@@ -100,6 +101,7 @@ class Basket:
     freight_list_fen: int
     freight_fen: int
     coupons: tuple[tuple[int, int], ...] = ()
+    under: int | None = field(default=None, compare=False)  # the order of the plan it was made under
 
     @property
     def goods_fen(self) -> int:
@@ -299,7 +301,8 @@ class PaperShop:
         left = [line.fen - line.coupon_fen for line in lines]
         spent = min(points, sum(left) // 2 // 100 * 100)
         lines = [replace(line, points=share) for line, share in zip(lines, shares(spent, left), strict=True)]
-        return Basket(buyer, tuple(lines), freight_list_fen, freight_fen, tuple(applied))
+        under = self.buyers[buyer].plan_order
+        return Basket(buyer, tuple(lines), freight_list_fen, freight_fen, tuple(applied), under)
 
     def most_saved(self, buyer: int, wanted: Sequence[tuple[int, int]]) -> int:
         """What the best coupons save that a buyer may use together, tried one set after another."""
@@ -320,7 +323,9 @@ class PaperShop:
     # --- orders ---
 
     def place(self, quote: Basket) -> str:
-        """At the lower of the quote and now, all lines or none."""
+        """At the lower of the quote and now, all lines or none; not under a plan that was given back."""
+        if quote.under is not None and self.orders[quote.under].state == "refunded":
+            return "price_changed"
         basket = min(
             self._now(quote), quote, key=lambda each: (each.total_fen, each.points, len(each.coupons))
         )
@@ -361,6 +366,9 @@ class PaperShop:
         freight_fen = min(self._freight(quote.buyer, sum(line.fen for line in lines)), quote.freight_list_fen)
         coupons = [which for which, _ in quote.coupons]
         return self._work_out(quote.buyer, lines, freight_fen, coupons, quote.points)
+
+    def let_lapse(self, buyer: int) -> None:
+        self.buyers[buyer].on_plan, self.buyers[buyer].plan_order = False, None
 
     def place_plan(self, buyer: int) -> None:
         self.orders.append(Order(buyer, Basket(buyer, (), 0, 0), plan=True))
@@ -549,7 +557,10 @@ class PaperShop:
     def _accept(self, order: Order, amount_fen: int) -> None:
         order.state, order.paid_fen = "paid", amount_fen
         if order.plan:
-            self.buyers[order.buyer].on_plan = True
+            buyer = self.buyers[order.buyer]
+            if not buyer.on_plan:
+                buyer.plan_order = next(i for i, each in enumerate(self.orders) if each is order)
+            buyer.on_plan = True
             return
         for which, _ in order.basket.coupons:
             coupon = self.coupons[which]
@@ -576,7 +587,7 @@ class PaperShop:
         if not order.sold:
             return "not_paid"
         if order.plan:
-            self.buyers[order.buyer].on_plan = False
+            self.let_lapse(order.buyer)
         self._send(order, order.paid_fen - order.returned_fen)
         for line, back in zip(order.lines, order.back, strict=True):
             self.buyers[order.buyer].points += line.points - back.points
