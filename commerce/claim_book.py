@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from commerce.benefit_terms import What
 from commerce.limits import household_of
+from commerce.parcels import Parcel, parcel_of_row
 from membership.actor import BenefitId, MemberId, OrderId, PaymentId, ShowId
 from membership.moment import in_ms
 from membership.transaction import Connection
@@ -20,6 +21,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     """One person's taking of one benefit. The rank never changes and is never given again.
 
     `payment` joined with it; `order` earned it; what it brought: `coupon`, `points`, `returned_fen` of the order.
+    `parcel`: with which a gift was sent; one of joining is sent with the order of its plan.
     `shares_address`, for staff who ship: another winner lives at the same address. It refuses nothing.
     """
 
@@ -41,6 +43,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     points: int = 0
     returned_fen: int = 0
     shares_address: bool = False
+    parcel: Parcel | None = None
 
 
 async def claims_of_benefit(
@@ -115,8 +118,10 @@ async def was_claimed_as(conn: Connection, benefit: BenefitId, member: MemberId,
 
 
 _CLAIMS = """
-SELECT c.*, b.show_id, b.title, b.what, b.value_fen, b.quota, g.coupon_id, g.points, g.amount_fen
+SELECT c.*, b.show_id, b.title, b.what, b.value_fen, b.quota, g.coupon_id, g.points, g.amount_fen,
+    s.id AS parcel_id, s.carrier, s.tracking, s.sent_at, s.returned_at
 FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id LEFT JOIN benefit_grants g ON g.claim_id = c.id
+LEFT JOIN parcels s ON s.claim_id = c.id
 """
 
 
@@ -139,4 +144,5 @@ def _claim(row: dict[str, Any]) -> Claim:
         coupon=str(row["coupon_id"]) if row["coupon_id"] else None,
         points=row["points"] or 0,
         returned_fen=row["amount_fen"] or 0,
+        parcel=parcel_of_row({**row, "id": row["parcel_id"], "case_id": None}) if row["parcel_id"] else None,
     )

@@ -1,8 +1,8 @@
 """Fulfilment: what is to be sent, as a table for the warehouse, and what was sent, with its tracking number.
 
 An order is fulfilled by its first parcel. Sent again after a complaint, a parcel belongs to its case; a parcel
-of a plan's order is the gift of joining, or the gift of a period that it names. Telling the same parcel twice
-changes nothing.
+of a plan's order is the gift of joining, or the gift of a period that it names; what was won by a claim is
+sent for itself, with no order. Telling the same parcel twice changes nothing.
 """
 
 from __future__ import annotations
@@ -30,24 +30,29 @@ SENT_ROWS_MAX = 20_000  # of one table for the warehouse
 
 COLUMNS: Final = (
     "order", "why", "priority", "paid_at", "promised_until", "ship_by", "sku", "name", "quantity",
-    "receiver", "phone", "province", "city", "district", "region", "detail", "case", "gift",
+    "receiver", "phone", "province", "city", "district", "region", "detail", "case", "gift", "claim",
 )  # fmt: skip
 # Of a line of goods `l`: its pieces whose money did not go back.
 _LEFT: Final = """(l.quantity - coalesce((
     SELECT sum(r.quantity) FROM order_refunds r WHERE r.order_id = l.order_id AND r.position = l.position), 0))"""
+# The address that a member gave last.
+_NEWEST: Final = """(
+    SELECT jsonb_build_object('name', d.name, 'phone', d.phone, 'region', d.region, 'detail', d.detail)
+    FROM addresses d WHERE d.member_id = {}.member_id ORDER BY d.id DESC LIMIT 1)"""
 # What a spreadsheet would take for a formula. A tab or a return before it is no shelter.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 class ParcelRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One parcel as the warehouse tells it. `case`: sent again for this complaint; `gift`: with this gift of a
-    period. `returned`: it came back."""
+    period; `claim`: with what this claim won, and without an order. `returned`: it came back."""
 
-    order: Annotated[str, Meta(min_length=1, max_length=64)]
+    order: Annotated[str, Meta(max_length=64)] = ""
     carrier: Annotated[str, Meta(min_length=1, max_length=40)]
     tracking: Annotated[str, Meta(min_length=1, max_length=60)]
     case: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     gift: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    claim: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     returned: bool = False
 
 
@@ -55,6 +60,7 @@ class ParcelOutcome(Struct, frozen=True, kw_only=True):
     """What became of a row; a refused one leaves the others standing."""
 
     order: str
+    claim: str | None = None
     tracking: str
     outcome: Literal["sent", "again", "returned", "refused"]
     code: str | None = None
@@ -77,15 +83,20 @@ class Fulfilment:
         if not 1 <= len(rows) <= ROWS_MAX:
             raise BadRequest(f"between 1 and {ROWS_MAX} rows")
         found: dict[int, ParcelOutcome] = {}
-        # In one order of ids for everybody: two warehouses never deadlock.
-        for number, row in sorted(enumerate(rows), key=lambda each: (each[1].order, each[0])):
+        # In one order of ids for everybody, claims after orders as who refunds takes them: nobody deadlocks.
+        for number, row in sorted(
+            enumerate(rows), key=lambda each: (each[1].claim or "", each[1].order, each[0])
+        ):
             try:
                 async with t.conn.transaction():  # a savepoint: a refused row takes nothing with it
                     outcome = await self._take_in_one(t, actor, row)
-                found[number] = ParcelOutcome(order=row.order, tracking=row.tracking, outcome=outcome)
+                found[number] = ParcelOutcome(
+                    order=row.order, claim=row.claim, tracking=row.tracking, outcome=outcome
+                )
             except Refusal as refusal:
                 found[number] = ParcelOutcome(
                     order=row.order,
+                    claim=row.claim,
                     tracking=row.tracking,
                     outcome="refused",
                     code=refusal.word,
@@ -97,8 +108,8 @@ class Fulfilment:
         self, conn: Connection, actor: Actor, show: ShowId | None = None, *, rows_max: int = SENT_ROWS_MAX
     ) -> tuple[bytes, bool]:
         """What is paid and not sent, what was ordered early first, then by payment; with what is to be sent again and
-        the gifts of joining and of periods. CSV in UTF-8 with its mark, for spreadsheets; whole orders only. Beside
-        it, whether more is to be sent than a table holds. Raises Forbidden."""
+        the gifts of joining, of periods and of claims. CSV in UTF-8 with its mark, for spreadsheets; whole orders
+        only. Beside it, whether more is to be sent than a table holds. Raises Forbidden."""
         if not actor.may("member.read"):
             raise Forbidden
         text = io.StringIO(newline="")
@@ -107,9 +118,9 @@ class Fulfilment:
         writer.writerow(COLUMNS)
         rows = await self._to_send(conn, show, rows_max + 1)
         more = len(rows) > rows_max
-        cut = rows[rows_max]["order"] if more else None
+        cut = _whole(rows[rows_max]) if more else None
         for row in rows:
-            if row["order"] != cut:
+            if _whole(row) != cut:
                 writer.writerow([safe_cell(row[column]) for column in COLUMNS])
         return text.getvalue().encode(), more
 
@@ -121,6 +132,8 @@ class Fulfilment:
         carrier, tracking = clean_line(row.carrier), clean_line(row.tracking)
         if not carrier or not tracking:
             raise BadRequest("a parcel has a carrier and a tracking number")
+        if row.claim is not None:
+            return await self._take_in_claim(t, actor, row, row.claim, carrier, tracking)
         if row.case is not None and not is_id(row.case):
             raise NoSuchOrder("There is no such case of this order.")
         if row.gift is not None and (row.case is not None or not is_id(row.gift)):
@@ -138,7 +151,10 @@ class Fulfilment:
             )
         ).fetchone()
         if row.returned:
-            return await self._note_returned(t, actor, order, known)
+            outcome = await self._note_returned(t, actor, f"order:{order.id}", known)
+            if outcome == "returned":
+                await self._orders.tell_buyer_after(t, order.id)
+            return outcome
         if known is not None:
             if known["gift"] != row.gift:
                 raise BadRequest("a gift of a period has a tracking number of its own")
@@ -186,8 +202,49 @@ class Fulfilment:
             {"carrier": carrier, "case": row.case, "gift": row.gift},
         )
 
+    async def _take_in_claim(
+        self, t: Transaction, actor: Actor, row: ParcelRow, claim: str, carrier: str, tracking: str
+    ) -> Literal["sent", "again", "returned"]:
+        if row.order or row.case is not None or row.gift is not None:
+            raise BadRequest("what a claim won is sent for itself: without an order, a case or a gift")
+        won = None
+        if is_id(claim):  # who recalls it waits for this parcel, or is seen here
+            found = await t.conn.execute(
+                """
+                SELECT c.state, b.what, b.needs, o.state AS order_state
+                FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
+                LEFT JOIN orders o ON o.id = c.order_id
+                WHERE c.id = %s FOR UPDATE OF c
+                """,
+                [claim],
+            )
+            won = await found.fetchone()
+        if won is None:
+            raise NoSuchOrder("There is no such claim.")
+        if won["what"] != "gift" or won["needs"] == "join":
+            raise BadRequest("only gifts are sent, and those of joining with the order of the plan")
+        found = await t.conn.execute(
+            "SELECT id, carrier, tracking, returned_at FROM parcels WHERE claim_id = %s", [claim]
+        )
+        sent = await found.fetchone()
+        known = sent if sent and (sent["carrier"], sent["tracking"]) == (carrier, tracking) else None
+        if row.returned:
+            return await self._note_returned(t, actor, f"claim:{claim}", known)
+        if known is not None:
+            return "again"
+        if sent is not None:
+            raise BadRequest("this gift was sent")
+        if won["state"] != "confirmed" or won["order_state"] not in (None, *PAID):
+            raise AlreadyRefunded("This gift was recalled; do not send it.")
+        await t.conn.execute(
+            "INSERT INTO parcels (id, claim_id, carrier, tracking, sent_by) VALUES (%s, %s, %s, %s, %s)",
+            [new_id(), claim, carrier, tracking, actor.id],
+        )
+        await self._audit.record(t, actor, "parcel.send", f"claim:{claim}", {"carrier": carrier})
+        return "sent"
+
     async def _note_returned(
-        self, t: Transaction, actor: Actor, order: LockedOrder, known: dict[str, Any] | None
+        self, t: Transaction, actor: Actor, subject: str, known: dict[str, Any] | None
     ) -> Literal["again", "returned"]:
         if known is None:
             raise NoSuchOrder("This parcel was never sent.")
@@ -196,8 +253,7 @@ class Fulfilment:
         await t.conn.execute(
             "UPDATE parcels SET returned_at = clock_timestamp() WHERE id = %s", [known["id"]]
         )
-        await self._audit.record(t, actor, "parcel.return", f"order:{order.id}", {"parcel": str(known["id"])})
-        await self._orders.tell_buyer_after(t, order.id)
+        await self._audit.record(t, actor, "parcel.return", subject, {"parcel": str(known["id"])})
         return "returned"
 
     async def _check_case(self, conn: Connection, order: LockedOrder, case: str | None) -> None:
@@ -248,7 +304,7 @@ class Fulfilment:
                 f"""
                 SELECT o.id AS order, 'order' AS why, o.priority, o.paid_at, o.promised_until,
                     l.ship_by, p.sku, l.name, l.quantity - coalesce(back.pieces, 0) AS quantity,
-                    o.address, NULL::uuid AS case, NULL::uuid AS gift, l.position
+                    o.address, NULL::uuid AS case, NULL::uuid AS gift, NULL::uuid AS claim, l.position
                 FROM orders o JOIN order_lines l ON l.order_id = o.id
                 LEFT JOIN products p ON p.id = l.product_id
                 LEFT JOIN LATERAL (
@@ -260,7 +316,7 @@ class Fulfilment:
                   AND NOT {LEFT_OUT}
                 UNION ALL
                 SELECT o.id, 'resend', true, o.paid_at, o.promised_until, NULL, p.sku, l.name,
-                    least(w.quantity, {_LEFT}), o.address, c.id, NULL, l.position
+                    least(w.quantity, {_LEFT}), o.address, c.id, NULL, NULL, l.position
                 FROM after_sales_cases c JOIN orders o ON o.id = c.order_id
                 JOIN after_sales_lines w ON w.case_id = c.id
                 JOIN order_lines l ON l.order_id = w.order_id AND l.position = w.position
@@ -269,7 +325,8 @@ class Fulfilment:
                   AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
                   AND NOT EXISTS (SELECT 1 FROM parcels s WHERE s.case_id = c.id)
                 UNION ALL
-                SELECT o.id, 'gift', false, o.paid_at, NULL, NULL, '', g.title, 1, a.address, NULL, NULL, g.nth
+                SELECT o.id, 'gift', false, o.paid_at, NULL, NULL, '', g.title, 1, {_NEWEST.format("o")},
+                    NULL, NULL, NULL, g.nth
                 FROM orders o JOIN plans pl ON pl.id = o.plan_id
                 JOIN payments pay ON pay.order_id = o.id AND pay.outcome = 'accepted'
                 CROSS JOIN LATERAL (
@@ -277,26 +334,36 @@ class Fulfilment:
                     UNION ALL
                     SELECT b.title, 2 FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
                     WHERE c.payment_id = pay.id AND c.state = 'confirmed' AND b.what = 'gift') g
-                LEFT JOIN LATERAL (
-                    SELECT jsonb_build_object('name', d.name, 'phone', d.phone, 'region', d.region,
-                        'detail', d.detail) AS address
-                    FROM addresses d WHERE d.member_id = o.member_id ORDER BY d.id DESC LIMIT 1) a ON true
                 WHERE o.kind = 'plan' AND o.state = 'paid' AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
                   AND NOT EXISTS (SELECT 1 FROM parcels s WHERE s.order_id = o.id AND s.gift_claim_id IS NULL)
                 UNION ALL
                 SELECT o.id, 'period', false, c.claimed_at, NULL, NULL, '', g.title, 1, c.address, NULL, c.id,
-                    g.position
+                    NULL, g.position
                 FROM gift_claims c JOIN plan_gifts g ON g.id = c.gift_id
                 JOIN plan_terms t ON t.id = c.term_id AND t.ended_at IS NULL
                 JOIN payments pay ON pay.id = t.payment_id JOIN orders o ON o.id = pay.order_id
                 WHERE g.needs_address AND o.state = 'paid' AND (%(show)s::text IS NULL OR o.show_id = %(show)s)
                   AND NOT EXISTS (SELECT 1 FROM parcels s WHERE s.gift_claim_id = c.id)
-                ORDER BY priority DESC, paid_at, 1, position LIMIT %(most)s
+                UNION ALL
+                SELECT NULL, 'claim', false, c.claimed_at, NULL, NULL, '', b.title, 1,
+                    coalesce(o.address, {_NEWEST.format("c")}), NULL, NULL, c.id, c.nth
+                FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
+                LEFT JOIN orders o ON o.id = c.order_id
+                WHERE c.state = 'confirmed' AND b.what = 'gift' AND b.needs <> 'join'
+                  AND (c.order_id IS NULL OR o.state IN ('paid', 'fulfilled'))
+                  AND (%(show)s::text IS NULL OR b.show_id = %(show)s)
+                  AND NOT EXISTS (SELECT 1 FROM parcels s WHERE s.claim_id = c.id)
+                ORDER BY priority DESC, paid_at, 1, claim, position LIMIT %(most)s
                 """,  # noqa: S608 - a constant; what comes from outside is a parameter
                 {"show": show, "most": most},
             )
         ).fetchall()
         return [_sent_row(row) for row in rows]
+
+
+def _whole(row: dict[str, Any]) -> object:
+    """What a row is a part of: an order, or a claim for itself."""
+    return row["order"] or row["claim"]
 
 
 def _sent_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parcels: what was sent of an order, and what of it came back."""
+"""Parcels: what was sent of an order or with a gift that was won, and what of it came back."""
 
 from __future__ import annotations
 

@@ -348,9 +348,10 @@ class PlanRefunds:
         rows = await (
             await conn.execute(
                 """
-                SELECT b.title, greatest(b.value_fen, g.points, g.amount_fen)::bigint AS value_fen
+                SELECT b.title, greatest(b.value_fen, g.points, g.amount_fen)::bigint AS value_fen,
+                    s.returned_at IS NOT NULL AS returned
                 FROM benefit_claims c JOIN benefits b ON b.id = c.benefit_id
-                LEFT JOIN benefit_grants g ON g.claim_id = c.id
+                LEFT JOIN benefit_grants g ON g.claim_id = c.id LEFT JOIN parcels s ON s.claim_id = c.id
                 WHERE c.member_id = %s AND c.state = 'confirmed' AND c.claimed_at >= %s
                   AND b.needs <> 'join' AND b.audience->>'kind' = ANY(%s)
                   AND c.joined_by IS DISTINCT FROM %s
@@ -359,7 +360,7 @@ class PlanRefunds:
                 [held.member, held.starts_at, PLAN_ONLY, held.payment],
             )
         ).fetchall()
-        return [PlanGift(cause="benefit", **row, sent=True, returned=False) for row in rows]
+        return [PlanGift(cause="benefit", **row, sent=True) for row in rows]
 
 
 # --- pure parts ---

@@ -191,8 +191,12 @@ PARTS: Final[tuple[tuple[str, LiteralString], ...]] = (
     ),
     (
         "parcels",
-        """SELECT s.id, s.order_id, s.case_id, s.sent_at, s.returned_at
-        FROM parcels s JOIN orders o ON o.id = s.order_id WHERE o.show_id = %(show)s ORDER BY s.id""",
+        """SELECT s.id, s.order_id, s.case_id, s.sent_at, s.returned_at, s.claim_id
+        FROM parcels s JOIN orders o ON o.id = s.order_id WHERE o.show_id = %(show)s
+        UNION ALL
+        SELECT s.id, s.order_id, s.case_id, s.sent_at, s.returned_at, s.claim_id
+        FROM parcels s JOIN benefit_claims c ON c.id = s.claim_id JOIN benefits b ON b.id = c.benefit_id
+        WHERE b.show_id = %(show)s ORDER BY id""",
     ),
     (
         "payment_decisions",

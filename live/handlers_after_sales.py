@@ -222,6 +222,7 @@ class FreightAnswer(Answer, frozen=True, kw_only=True):
 
 async def read_fulfilment(ctx: Context, query: FulfilmentQuery) -> Raw:
     """What is paid and not sent, as CSV for the warehouse: early orders first. That it was taken is audited.
+    Rows with a `claim` are gifts that were won: they have no order.
 
     At most 20,000 rows; `companion-more: yes` says that there are more, to be fetched when these were sent.
     """
@@ -238,7 +239,10 @@ async def read_fulfilment(ctx: Context, query: FulfilmentQuery) -> Raw:
 
 
 async def note_parcels(ctx: Context, body: ParcelsBody) -> ParcelsAnswer:
-    """What was sent, with its tracking numbers; the buyers are told. The same parcel again changes nothing."""
+    """What was sent, with its tracking numbers; the buyers are told. The same parcel again changes nothing.
+
+    A gift that a claim won is sent by `claim`, without an order.
+    """
     async with ctx.transaction() as t:
         return ParcelsAnswer(rows=await ctx.parts.fulfilment.take_in(t, ctx.actor, body.rows))
 

@@ -14,6 +14,7 @@ from commerce.coupons import TOGETHER_MAX, CouponId
 from commerce.messages import LINES_MAX, LineInput, PlaceOrder
 from commerce.order_announcer import Transactions
 from commerce.orders import Order, OrderClosed, Placed
+from commerce.parcels import Parcel
 from commerce.payments import PayerClient, PaymentProvider, Payments
 from commerce.quotes import Quote
 from commerce.seats import SeatStatus
@@ -480,7 +481,8 @@ async def refund_my_order(ctx: Context) -> Order:
 class MyBenefit(Answer, frozen=True, kw_only=True, omit_defaults=True):
     """Something won: yours, with its rank, which never changes, and the signed receipt of it.
 
-    `order` earned it; it brought a `coupon`, `points`, or sent `returned_fen` of that order back.
+    `order` earned it; it brought a `coupon`, `points`, or sent `returned_fen` of that order back. `parcel`: with
+    which a gift was sent, once it is.
     """
 
     id: str
@@ -498,6 +500,7 @@ class MyBenefit(Answer, frozen=True, kw_only=True, omit_defaults=True):
     coupon: str | None = None
     points: int = 0
     returned_fen: int = 0
+    parcel: Parcel | None = None
     receipt: str = ""
 
 

@@ -84,6 +84,47 @@ def test_a_winner_is_asked_where_the_gift_is_sent_and_may_change_it(
     assert nameless(page) == [] and sideways(page) == []
 
 
+@SIZES
+def test_a_gift_that_was_claimed_says_by_which_parcel_it_was_sent_and_asks_for_no_address_then(
+    one_size: Peopled, shop: Shop, size: str, lang: Lang
+) -> None:
+    say = Words(lang)
+    show, token = shop.make_show(), shop.member("许七")
+    shop.address(token)
+    shop.staff(
+        "POST",
+        f"/v1/shows/{show}/benefits",
+        {"title": "见面小样", "what": "gift", "value_fen": 900, "quota": 9},
+    )
+    people = one_size(size)
+    page = connected(people.viewer(show, token=token, lang=lang))
+    card = page.get_by_role("article", name="见面小样")
+    card.get_by_role("button", name=say("seats.claim")).click()
+    expect(card).to_contain_text(say("gift.to.name", name="王小明"))
+    page.goto(f"{page.url.split('/s/')[0]}/me/benefits")
+    won = page.get_by_role("listitem").filter(has_text="见面小样")
+    expect(won.locator(".badge")).to_have_text(say("benefit.confirmed"))
+    expect(page.locator(".gift-to")).to_be_visible()
+
+    [mine] = shop.viewer(token, "GET", "/v1/me/benefits")["items"]
+    desk = people.page("/panel/money#sending", staff=True, lang=lang)
+    words = Words(lang, panel=True)
+    desk.get_by_label(words("tracking_rows")).fill(f"order,claim,carrier,tracking\n,{mine['id']},顺丰,SF0077")
+    desk.get_by_role("button", name=words("tracking_send"), exact=True).click()
+    outcome = desk.get_by_role("row").filter(has_text="SF0077")
+    expect(outcome).to_contain_text(mine["id"])
+    expect(outcome).to_contain_text(words("sent_sent"))
+    assert nameless(desk) == []
+    for returned, key in ((False, "gift.sent"), (True, "gift.returned")):
+        parcel = {"claim": mine["id"], "carrier": "顺丰", "tracking": "SF0077", "returned": returned}
+        shop.staff("POST", "/v1/fulfilment", {"rows": [parcel]})
+        page.reload()
+        expect(won).to_contain_text("顺丰 SF0077")
+        expect(won.locator(".badge")).to_have_text(say(key))
+        expect(page.locator(".gift-to")).to_have_count(0)
+        assert nameless(page) == [] and sideways(page) == []
+
+
 def test_a_member_takes_the_gift_of_the_month_and_tells_the_birthday(one_size: Peopled, shop: Shop) -> None:
     gifts = [
         {"title": "当季鲜米 1kg", "value_fen": 2_900, "every": "month"},

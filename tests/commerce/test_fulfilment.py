@@ -13,14 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commerce.after_sales import AfterSales, CaseInput, CaseLineInput
+from commerce.benefit_terms import Benefit
 from commerce.fulfilment import COLUMNS, Fulfilment, ParcelOutcome, ParcelRow, safe_cell
 from commerce.orders import Placed
 from commerce.refunds import Refunds
 from commerce.stock import Stock
 from membership.actor import Actor, OrderId, ShowId, new_id
+from membership.addresses import AddressInput
 from membership.audience import PLAN_MEMBERS
 from membership.refusal import BadRequest, Forbidden
 from tests.commerce.shop_stage import HOST, OPERATOR, Shop
+from tests.commerce.test_grants import Evening
 from tests.conftest import MakeShow
 
 pytestmark = pytest.mark.anyio
@@ -251,6 +254,161 @@ async def test_the_gift_of_joining_is_to_be_sent_until_its_parcel_is_told(
     assert (await send(shop, fulfilment, (joined.order, "SF1")))[0].outcome == "sent"
     assert await table(shop, fulfilment) == []
     assert await shop.rows("SELECT state FROM orders") == [{"state": "paid"}]
+
+
+async def send_won(
+    shop: Shop, fulfilment: Fulfilment, *claims: str, tracking: str = "SF1", **more: Any
+) -> list[tuple[str, str | None]]:
+    rows = [ParcelRow(claim=claim, carrier="顺丰", tracking=tracking, **more) for claim in claims]
+    async with shop.tx() as t:
+        outcomes = await fulfilment.take_in(t, OPERATOR, rows)
+    assert [each.claim for each in outcomes] == list(claims)
+    return [(each.outcome, each.code) for each in outcomes]
+
+
+async def won_gift(shop: Shop, show: ShowId, **terms: Any) -> tuple[Evening, Benefit, Actor, str]:
+    evening, buyer = Evening(shop, show), await shop.buyer()
+    benefit = await evening.open(title="试吃装", **terms)
+    return evening, benefit, buyer, await evening.won(benefit, buyer)
+
+
+async def test_a_gift_that_was_won_is_to_be_sent_until_its_parcel_is_told(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    show = await make_show()
+    evening, _, buyer, claim = await won_gift(shop, show)
+    points = await evening.open(what="points", points=200)
+    await evening.won(points, buyer, "k2")
+    assert await table(shop, fulfilment, await make_show()) == []
+    for _ in range(2):  # the newest address is the one
+        (row,) = await table(shop, fulfilment, show)
+        assert tuple(row)[-1] == "claim"
+        assert [row[name] for name in ("order", "why", "name", "quantity", "claim")] == [
+            "", "claim", "试吃装", "1", claim,
+        ]  # fmt: skip
+        assert row["city"] in ("杭州市", "宁波市")
+        async with shop.tx() as t:
+            assert buyer.member is not None
+            await shop.addresses.add(
+                t, buyer.member, AddressInput("王小明", "13700000000", "浙江省 宁波市 海曙区", "中山路 1 号")
+            )
+    assert row["city"] == "宁波市"
+
+    told = {"order": row["order"], "claim": row["claim"], "carrier": " 顺丰", "tracking": "SF1"}
+    async with shop.tx() as t:
+        (outcome,) = await fulfilment.take_in(t, OPERATOR, [ParcelRow(**told)])
+    assert (outcome.outcome, outcome.claim) == ("sent", claim)
+    assert await table(shop, fulfilment) == []
+    assert await send_won(shop, fulfilment, claim) == [("again", None)]
+    assert await send_won(shop, fulfilment, claim, tracking="SF2") == [("refused", "bad_request")]
+    assert await send_won(shop, fulfilment, claim, tracking="SF2", returned=True) == [
+        ("refused", "not_found")
+    ]
+    assert await send_won(shop, fulfilment, claim, claim, returned=True) == [
+        ("returned", None),
+        ("again", None),
+    ]
+    async with shop.tx() as t:
+        mine = await evening.benefits.claims_of(t.conn, buyer.member)
+    assert [(one.parcel is None, one.what) for one in mine] == [(True, "points"), (False, "gift")]
+    assert mine[1].parcel is not None
+    assert (mine[1].parcel.carrier, mine[1].parcel.tracking) == ("顺丰", "SF1")
+    assert mine[1].parcel.returned_at is not None
+    acts = await shop.rows("SELECT act FROM audit_log WHERE subject = %s ORDER BY id", f"claim:{claim}")
+    assert [row["act"] for row in acts] == ["parcel.send", "parcel.return"]
+
+
+async def test_a_gift_that_an_order_earned_goes_where_the_order_goes_and_not_once_that_is_refunded(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    show = await make_show()
+    evening, buyer = Evening(shop, show), await shop.buyer()
+    benefit = await evening.open(needs="order", per_person=2)
+    offer = await shop.open(show, await shop.product())
+    orders, claims = [], []
+    for number in range(2):
+        orders.append(await evening.paid_order(buyer, offer))
+        claims.append(await evening.won(benefit, buyer, f"k{number}"))
+    async with shop.tx() as t:
+        assert buyer.member is not None
+        await shop.addresses.add(
+            t, buyer.member, AddressInput("王小明", "13700000000", "浙江省 宁波市 海曙区", "中山路 1 号")
+        )
+    rows = [row for row in await table(shop, fulfilment, show) if row["why"] == "claim"]
+    assert [(row["order"], row["claim"], row["city"]) for row in rows] == [
+        ("", claim, "杭州市") for claim in claims
+    ]
+    async with shop.tx() as t:
+        await evening.refunds.lines(t, OPERATOR, orders[0], None, "case")
+    assert [row["claim"] for row in await table(shop, fulfilment) if row["why"] == "claim"] == [claims[1]]
+    assert await send_won(shop, fulfilment, *claims) == [("refused", "already_refunded"), ("sent", None)]
+    states = await shop.rows("SELECT state FROM orders ORDER BY id")
+    assert [row["state"] for row in states] == ["refunded", "paid"]  # the gift's parcel is not the order's
+    async with shop.tx() as t:
+        await evening.refunds.lines(t, OPERATOR, orders[1], None, "case")
+    assert await send_won(shop, fulfilment, claims[1], returned=True) == [("returned", None)]
+
+
+async def test_what_no_claim_won_is_not_sent_by_one(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    show = await make_show()
+    evening, _, buyer, claim = await won_gift(shop, show)
+    points = await evening.won(await evening.open(what="points", points=200), buyer, "k2")
+    plan = await shop.plan()
+    await evening.open(title="入会礼", needs="join")
+    joined = await shop.join(buyer, plan.id, show)
+    await shop.pay(joined.order, joined.total_fen)
+    [joining] = await shop.rows("SELECT id::text AS id FROM benefit_claims WHERE payment_id IS NOT NULL")
+    assert [row["why"] for row in await table(shop, fulfilment)] == ["claim", "gift"]
+    async with shop.tx() as t:
+        await shop.grants.settle(t, [claim], "recalled")
+    assert [row["why"] for row in await table(shop, fulfilment)] == ["gift"]
+    refused = await send_won(shop, fulfilment, claim, points, joining["id"], new_id(), "not an id")
+    assert refused == [
+        ("refused", code)
+        for code in ("already_refunded", "bad_request", "bad_request", "not_found", "not_found")
+    ]
+    for more in ({"order": joined.order}, {"case": new_id()}, {"gift": new_id()}):
+        assert await send_won(shop, fulfilment, claim, **more) == [("refused", "bad_request")]
+    assert (await send(shop, fulfilment, (OrderId(""), "SF1")))[0].code == "not_found"
+    assert await shop.rows("SELECT id FROM parcels") == []
+
+
+async def test_two_warehouses_that_tell_of_the_same_gifts_at_once_send_each_once(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    evening = Evening(shop, await make_show())
+    benefit = await evening.open(quota=6)
+    claims = [await evening.won(benefit, await shop.buyer()) for _ in range(6)]
+    one, other = await asyncio.gather(
+        send_won(shop, fulfilment, *claims, tracking="SF1"),
+        send_won(shop, fulfilment, *reversed(claims), tracking="SF2"),
+    )
+    assert [sorted(pair) for pair in zip(one, reversed(other), strict=True)] == [
+        [("refused", "bad_request"), ("sent", None)]
+    ] * len(claims)
+    assert len(await shop.rows("SELECT id FROM parcels")) == len(claims)
+
+
+async def waits_for_a_row(shop: Shop) -> None:
+    async with asyncio.timeout(30):
+        while not await shop.rows(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_parcel_told_while_its_gift_is_recalled_waits_and_is_refused(
+    shop: Shop, make_show: MakeShow, fulfilment: Fulfilment
+) -> None:
+    evening, _, _, claim = await won_gift(shop, await make_show())
+    async with shop.tx() as t:
+        await shop.grants.settle(t, [claim], "recalled")
+        sending = asyncio.create_task(send_won(shop, fulfilment, claim))
+        await waits_for_a_row(shop)
+    assert await sending == [("refused", "already_refunded")]
+    assert await evening.state_of(claim) == "recalled"
 
 
 FORMULAS = ["=1+1", "+8613800000000", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1"]

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -724,6 +725,26 @@ async def test_what_was_claimed_as_a_member_alone_and_is_kept_is_deducted(
     assert [(gift.cause, gift.deducted_fen) for gift in seen.gifts] == [("benefit", 5_000)]
     assert (seen.way, seen.payable_fen) == ("itemised", 19_900 - 5_000)
     assert (await give_back(shop, back, buyer, 14_900)).payable_fen == 14_900
+
+
+async def test_a_gift_that_was_claimed_as_a_member_and_came_back_is_not_deducted(
+    shop: Shop, make_show: MakeShow
+) -> None:
+    show, back = await make_show(), giving_back(shop)
+    buyer, _ = await joined(shop, await shop.plan())
+    benefits = Benefits(shop.scripts, shop.audiences, shop.notices, shop.members.facts, shop.grants)
+    claims = Claims(shop.scripts, shop.notices, shop.tx, shop.grants)
+    terms = BenefitInput(title="会员礼", value_fen=1_500, quota=5, audience=PLAN_MEMBERS)
+    async with shop.tx() as t:
+        benefit = await benefits.open(t, HOST, show, terms)
+    await claims.claim_many(show, benefit.id, [(buyer, new_id())])
+    [row] = await shop.rows("SELECT id::text AS id FROM benefit_claims")
+    parcel = ParcelRow(claim=row["id"], carrier="顺丰", tracking="SF1")
+    for told, deducted in ((parcel, 1_500), (msgspec.structs.replace(parcel, returned=True), 0)):
+        async with shop.tx() as t:
+            (outcome,) = await Fulfilment(shop.orders).take_in(t, OPERATOR, [told])
+        assert outcome.outcome == ("returned" if told.returned else "sent")
+        assert [gift.deducted_fen for gift in (await bill(shop, back, buyer)).gifts] == [deducted]
 
 
 @pytest.mark.rule("semantics 2.8a")

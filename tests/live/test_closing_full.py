@@ -299,6 +299,13 @@ async def full_evening(shop: Shop) -> tuple[Stage, dict[str, str]]:
         if act["act"] == "resend":
             again = {"order": given, "carrier": "顺丰", "tracking": "S2", "case": case["id"]}
             await server.ok("POST", "/v1/fulfilment", {"rows": [again]})
+    mine = (await joiner.ok("GET", "/v1/me/benefits"))["items"]
+    sample = next(one["id"] for one in mine if one["benefit"] == samples)
+    parcel = {"claim": sample, "carrier": "顺丰", "tracking": "W1"}
+    told = await server.ok("POST", "/v1/fulfilment", {"rows": [parcel]})
+    assert [row["outcome"] for row in told["rows"]] == ["sent"]
+    mine = (await joiner.ok("GET", "/v1/me/benefits"))["items"]
+    assert {one["id"]: one["parcel"]["tracking"] for one in mine if "parcel" in one} == {sample: "W1"}
 
     poll = await evening.cue("C")
     for number, member in enumerate(people):

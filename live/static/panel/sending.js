@@ -9,7 +9,10 @@ import { Button, Icon, IconButton, Problem, TextField, html, known, t, useAct } 
 const ROWS_MAX = 500;
 const SENT = { sent: "ok", again: "", returned: "info", refused: "bad" };
 
-/** Rows of "order, carrier, tracking[, case]", with commas or tabs, a head or none. */
+const COLUMNS = { order: /^(order|订单)/i, carrier: /^(carrier|快递|承运)/i, tracking: /^(tracking|单号|运单)/i, case: /^(case|售后)/i, gift: /^(gift|会员礼)/i, claim: /^(claim|权益)/i };
+
+/** Rows of "order, carrier, tracking[, case]", with commas or tabs, a head or none. With a head, also of gifts of
+ *  periods and of what a claim won, which has no order. */
 export function parseTracking(text) {
   const rows = [];
   const bad = [];
@@ -18,12 +21,12 @@ export function parseTracking(text) {
     if (!line.trim()) continue;
     const cells = line.split(/[\t,，]/).map((cell) => cell.trim().replace(/^"(.*)"$/, "$1"));
     if (/^(order|订单)/i.test(cells[0])) {
-      const names = { order: /^(order|订单)/i, carrier: /^(carrier|快递|承运)/i, tracking: /^(tracking|单号|运单)/i, case: /^(case|售后)/i };
-      columns = cells.map((cell) => Object.keys(names).find((name) => names[name].test(cell)) ?? "");
+      columns = cells.map((cell) => Object.keys(COLUMNS).find((name) => COLUMNS[name].test(cell)) ?? "");
       continue;
     }
     const row = Object.fromEntries(columns.map((name, i) => [name, cells[i] ?? ""]));
-    if (row.order && row.carrier && row.tracking) rows.push({ order: row.order, carrier: row.carrier, tracking: row.tracking, case: row.case || null });
+    const { order, carrier, tracking, claim } = row;
+    if ((order || claim) && carrier && tracking) rows.push({ order, carrier, tracking, case: row.case || null, gift: row.gift || null, claim: claim || null });
     else bad.push(at + 1);
   }
   return { rows, bad };
@@ -87,7 +90,7 @@ function Tracking() {
         <caption class="small muted">${t("tracking_done", { n: outcomes.filter((one) => one.outcome !== "refused").length, bad: outcomes.filter((one) => one.outcome === "refused").length })}</caption>
         <thead><tr><th scope="col">${t("order_word")}</th><th scope="col">${t("tracking_number")}</th><th scope="col">${t("outcome")}</th></tr></thead>
         <tbody>${outcomes.map(
-          (one, i) => html`<tr key=${i}><td class="num">${one.order}</td><td class="num">${one.tracking}</td>
+          (one, i) => html`<tr key=${i}><td class="num">${one.order || one.claim}</td><td class="num">${one.tracking}</td>
             <td><span class=${`badge ${SENT[one.outcome] ? `badge--${SENT[one.outcome]}` : ""}`}>${t(`sent_${one.outcome}`)}</span> ${one.code && (known(`row_${one.code}`) ? t(`row_${one.code}`) : (one.message ?? one.code))}</td></tr>`,
         )}</tbody>
       </table></div>`}

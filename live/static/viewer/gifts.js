@@ -38,9 +38,12 @@ export function useGifts() {
 
 const facts = (gift) => [t(`gift.every.${gift.every}`), gift.value_fen ? t("gift.worth", { sum: money(gift.value_fen) }) : ""].filter(Boolean).join(" · ");
 
+/** When the parcel of a gift went out, or came back. */
+export const parcelText = ({ carrier, tracking, sent_at, returned_at }) => t(returned_at ? "gift.returned.by" : "gift.sent.by", { time: shortTime(returned_at ?? sent_at), carrier, tracking });
+
 /** What became of it, or until when it may be taken. */
 function stateText({ gift, state, until_at, claimed_at, parcel }, birthday) {
-  if (parcel) return t(parcel.returned_at ? "gift.returned.by" : "gift.sent.by", { time: shortTime(parcel.returned_at ?? parcel.sent_at), carrier: parcel.carrier, tracking: parcel.tracking });
+  if (parcel) return parcelText(parcel);
   if (state === "claimed") return t(gift.needs_address ? "gift.claimed.sent" : "gift.claimed.given", { time: shortTime(claimed_at) });
   if (state === "due") return t("gift.until", { time: untilText(until_at) });
   return birthday ? t("gift.waiting", { day: birthdayText(birthday) }) : t("gift.waiting.unknown");

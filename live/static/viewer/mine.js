@@ -9,7 +9,7 @@ import { Meter } from "./bill.js";
 import { Cases } from "./cases.js";
 import { Grain, Icon, html } from "./dom.js";
 import { dateText, money, shortTime } from "./format.js";
-import { Gifts, useGifts } from "./gifts.js";
+import { Gifts, parcelText, useGifts } from "./gifts.js";
 import { plans, readPlans } from "./join.js";
 import { OtherLanguage } from "./language.js";
 import { OrderRow } from "./orders.js";
@@ -58,15 +58,17 @@ function Orders() {
 }
 
 export function Won({ benefit }) {
-  const { state } = benefit;
+  const { state, parcel } = benefit;
+  const word = parcel && state === "confirmed" ? (parcel.returned_at ? "gift.returned" : "gift.sent") : `benefit.${state}`;
   return html`<li class="card card--flat row" style=${{ "--gap": "12px" }}>
     <span class="rank"><${Grain} size="16" /><b class="num">${benefit.rank}</b></span>
     <span class="grow">
       <strong>${benefit.title}</strong><br />
       <span class="small muted">${[t("benefit.rank", { rank: benefit.rank, of: benefit.of }), benefit.value_fen ? t("benefit.worth", { sum: money(benefit.value_fen) }) : ""].filter(Boolean).join(" · ")}</span>
+      ${parcel && html`<span class="small discount__more num">${parcelText(parcel)}</span>`}
       ${benefit.receipt && html`<br /><button type="button" class="link-button small" onClick=${() => openSheet("receipt", { benefit })}>${t("receipt.see")}</button>`}
     </span>
-    <span class=${`badge ${state === "confirmed" ? "badge--ok" : "badge--warn"}`}>${t(`benefit.${state}`)}</span>
+    <span class=${`badge ${state === "confirmed" ? "badge--ok" : "badge--warn"}`}>${t(word)}</span>
   </li>`;
 }
 

@@ -42,8 +42,8 @@ function Rank({ rank, of }) {
   return html`<p class="receipt__rank"><${Grain} size="26" /><b class="num display">${rank}</b><span class="num receipt__of">/ ${of}</span></p>`;
 }
 
-/** Whether what was won comes in a parcel. */
-export const toBeSent = (benefit) => benefit.what === "gift" && benefit.state === "confirmed";
+/** Whether what was won comes in a parcel that is not known to be sent. */
+export const toBeSent = (benefit) => benefit.what === "gift" && benefit.state === "confirmed" && !benefit.parcel;
 
 export const linkTo = (text) => `${location.origin}/receipt#${text}`;
 
