@@ -33,6 +33,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from live.engines import EngineError
+from live.lua import read_script, read_with_include
 from loadtests.__main__ import RESULTS, LoadError
 from loadtests.evening.stand import Server, Stand
 from loadtests.swarm import Report, SwarmError, SwarmProcess, Times
@@ -64,6 +65,8 @@ class Arrivals:
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def start(self) -> None:
+        """MONITOR also shows a call that was answered NOSCRIPT and did nothing; so the store knows the script."""
+        self._client.script_load(read_script("live", "append") + "\n" + read_with_include(*SCRIPT.split("/")))
         self._thread.start()
         if not self._listening.wait(10):
             raise LoadError("Redis did not begin to tell what it does")
